@@ -1,0 +1,1 @@
+//! NBD protocol without I/O: server session, validator and a small client

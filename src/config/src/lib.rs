@@ -1,0 +1,1 @@
+//! Configuration of QRBD: the .res grammar and the typed model

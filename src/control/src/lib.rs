@@ -1,0 +1,1 @@
+//! Control-socket messages shared by the daemon and the tools

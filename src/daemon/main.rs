@@ -1,0 +1,2 @@
+//! The QRBD daemon.
+fn main() {}

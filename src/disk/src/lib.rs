@@ -1,0 +1,1 @@
+//! Disk shell of QRBD: direct I/O through io_uring behind one trait

@@ -1,0 +1,11 @@
+//! Sans-I/O replication core of QRBD: events in, effects out.
+//!
+//! No sockets, no files, no clock, no threads, no async: the crate is `no_std` (with `alloc`), so the compiler keeps it pure.
+//! The daemon and the simulator drive the same code.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod limits;
+pub mod units;

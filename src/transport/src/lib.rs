@@ -1,0 +1,1 @@
+//! QUIC transport of QRBD: authenticated sessions with ordered lanes

@@ -1,0 +1,1 @@
+//! Tests of the real programs as separate processes

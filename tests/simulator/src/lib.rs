@@ -1,0 +1,1 @@
+//! Deterministic simulator of QRBD with its checkers and scenarios

@@ -1,0 +1,1 @@
+//! qrbdadm, the administrator's tool of QRBD
