@@ -6,6 +6,10 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
+pub mod bitmap;
 pub mod limits;
+pub mod metadata;
 pub mod units;
