@@ -1,0 +1,409 @@
+//! The client around any blocking stream.
+//!
+//! Two ways of use: blocking calls (`read`, `write` …), one request at a time; or `send_*` with own cookies and
+//! [`Client::receive_reply`], at any depth. [`Client::split`] gives two halves for two threads, so that a full socket in
+//! one direction never stops the other.
+//!
+//! Invariant: a reply is expected before the first byte of its request is sent.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::sync::mpsc;
+
+use crate::protocol::{Cookie, Extent, command, limits};
+
+use super::handshake::{ClientHandshake, ClientOptions, Negotiated};
+use super::reply::{Expected, Reply, ReplyDecoder};
+use super::request::{RequestFlags, encode_request};
+use super::ClientError;
+
+const INPUT_BUFFER: usize = 256 * 1024;
+
+/// Received bytes that are not decoded yet.
+#[derive(Debug)]
+struct Input {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn new() -> Self {
+        Self { bytes: vec![0; INPUT_BUFFER].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// The next reply: from what is here, or after reading more. `announced` yields the requests sent from elsewhere; it
+    /// is asked after each read, so what was announced before the bytes arrived is surely known.
+    fn reply(
+        &mut self,
+        stream: &mut impl Read,
+        decoder: &mut ReplyDecoder,
+        mut announced: impl FnMut() -> Option<(Cookie, Expected)>,
+    ) -> Result<Reply, ClientError> {
+        loop {
+            let mut rest = &self.bytes[self.start..self.end];
+            let reply = decoder.advance(&mut rest)?;
+            self.start = self.end - rest.len();
+            if let Some(reply) = reply {
+                return Ok(reply);
+            }
+            self.start = 0;
+            self.end = 0;
+            self.end = read_some(stream, &mut self.bytes)?;
+            while let Some((cookie, expected)) = announced() {
+                if !decoder.expect(cookie, expected) {
+                    return Err(cookie_in_flight(cookie));
+                }
+            }
+        }
+    }
+}
+
+/// A connected client.
+#[derive(Debug)]
+pub struct Client<S> {
+    stream: S,
+    negotiated: Negotiated,
+    decoder: ReplyDecoder,
+    input: Input,
+    next_cookie: u64,
+}
+
+impl<S: Read + Write> Client<S> {
+    /// Opens an export with structured replies.
+    ///
+    /// # Errors
+    /// `Refused` with the server's text when it does not give the export.
+    pub fn connect(stream: S, export: &str) -> Result<Self, ClientError> {
+        Self::connect_with(stream, export, ClientOptions::default())
+    }
+
+    /// Opens an export.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect_with(mut stream: S, export: &str, options: ClientOptions) -> Result<Self, ClientError> {
+        let mut handshake = ClientHandshake::new(export, options);
+        let mut bytes = vec![0; limits::OPTION_REPLY as usize];
+        let negotiated = loop {
+            // Never more than is wanted, so that no byte of the transmission is taken.
+            let wanted = handshake.wanted().min(bytes.len());
+            let count = read_some(&mut stream, &mut bytes[..wanted])?;
+            let negotiated = handshake.advance(&mut &bytes[..count])?;
+            stream.write_all(&handshake.take_output())?;
+            if let Some(negotiated) = negotiated {
+                break negotiated;
+            }
+        };
+        let decoder = ReplyDecoder::new(negotiated.structured_replies);
+        Ok(Self { stream, negotiated, decoder, input: Input::new(), next_cookie: 1 })
+    }
+
+    /// Bytes of the export.
+    pub fn size(&self) -> u64 {
+        self.negotiated.size
+    }
+
+    /// Everything the handshake told.
+    pub fn negotiated(&self) -> &Negotiated {
+        &self.negotiated
+    }
+
+    /// The stream, for its options.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// Fills `buffer` from `offset` on, in as many READs as the server's maximum payload asks for.
+    ///
+    /// # Errors
+    /// `Request` with the server's error.
+    pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), ClientError> {
+        let most = self.maximum_payload();
+        let mut at = offset;
+        for piece in buffer.chunks_mut(most) {
+            let expected = Expected::Data { offset: at, length: piece.len() as u32 };
+            let reply = self.call(command::READ, RequestFlags::NONE, at, piece.len() as u32, &[], expected)?;
+            piece.copy_from_slice(&reply.data);
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at `offset`, in as many WRITEs as the server's maximum payload asks for.
+    ///
+    /// # Errors
+    /// `Request` with the server's error.
+    pub fn write(&mut self, offset: u64, data: &[u8], fua: bool) -> Result<(), ClientError> {
+        let most = self.maximum_payload();
+        let mut at = offset;
+        for piece in data.chunks(most) {
+            let flags = RequestFlags::fua(fua);
+            self.call(command::WRITE, flags, at, piece.len() as u32, piece, Expected::Nothing)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes all answered writes stable.
+    ///
+    /// # Errors
+    /// `Request` with the server's error.
+    pub fn flush(&mut self) -> Result<(), ClientError> {
+        self.call(command::FLUSH, RequestFlags::NONE, 0, 0, &[], Expected::Nothing).map(drop)
+    }
+
+    /// Tells that `length` bytes are no longer needed.
+    ///
+    /// # Errors
+    /// `Request` with the server's error.
+    pub fn trim(&mut self, offset: u64, length: u32, fua: bool) -> Result<(), ClientError> {
+        self.call(command::TRIM, RequestFlags::fua(fua), offset, length, &[], Expected::Nothing).map(drop)
+    }
+
+    /// Writes `length` zero bytes. `flags` may hold FUA, NO_HOLE and FAST_ZERO.
+    ///
+    /// # Errors
+    /// `Request` with the server's error.
+    pub fn write_zeroes(&mut self, offset: u64, length: u32, flags: RequestFlags) -> Result<(), ClientError> {
+        self.call(command::WRITE_ZEROES, flags, offset, length, &[], Expected::Nothing).map(drop)
+    }
+
+    /// The extents of `base:allocation` from `offset` on, which may cover less than `length` bytes.
+    ///
+    /// # Errors
+    /// `Request` with the server's error.
+    pub fn block_status(&mut self, offset: u64, length: u32) -> Result<Vec<Extent>, ClientError> {
+        let reply = self.call(command::BLOCK_STATUS, RequestFlags::NONE, offset, length, &[], Expected::Extents)?;
+        Ok(reply.extents)
+    }
+
+    /// Says goodbye and gives the stream back.
+    ///
+    /// # Errors
+    /// Only of the stream.
+    pub fn disconnect(mut self) -> Result<S, ClientError> {
+        let header = encode_request(command::DISC, RequestFlags::NONE, Cookie(0), 0, 0);
+        self.stream.write_all(&header)?;
+        self.stream.flush()?;
+        Ok(self.stream)
+    }
+
+    /// Sends a READ and returns; its data comes with [`Client::receive_reply`].
+    ///
+    /// # Errors
+    /// Of the stream, or `Protocol` when the cookie is in flight already.
+    pub fn send_read(&mut self, cookie: Cookie, offset: u64, length: u32) -> Result<(), ClientError> {
+        let expected = Expected::Data { offset, length };
+        self.send_request(command::READ, RequestFlags::NONE, cookie, offset, length, &[], expected)
+    }
+
+    /// Sends a WRITE and returns.
+    ///
+    /// # Errors
+    /// As [`Client::send_read`].
+    ///
+    /// # Panics
+    /// When `data` is longer than 4 GiB.
+    pub fn send_write(&mut self, cookie: Cookie, offset: u64, data: &[u8], fua: bool) -> Result<(), ClientError> {
+        let (flags, length) = (RequestFlags::fua(fua), payload_length(data));
+        self.send_request(command::WRITE, flags, cookie, offset, length, data, Expected::Nothing)
+    }
+
+    /// Sends a FLUSH and returns.
+    ///
+    /// # Errors
+    /// As [`Client::send_read`].
+    pub fn send_flush(&mut self, cookie: Cookie) -> Result<(), ClientError> {
+        self.send_request(command::FLUSH, RequestFlags::NONE, cookie, 0, 0, &[], Expected::Nothing)
+    }
+
+    /// Sends any request, valid or not, with any payload.
+    ///
+    /// # Errors
+    /// As [`Client::send_read`].
+    #[allow(clippy::too_many_arguments)] // the fields of a request, in their order
+    pub fn send_request(
+        &mut self,
+        command: u16,
+        flags: RequestFlags,
+        cookie: Cookie,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+        expected: Expected,
+    ) -> Result<(), ClientError> {
+        if !self.decoder.expect(cookie, expected) {
+            return Err(cookie_in_flight(cookie));
+        }
+        let header = encode_request(command, flags, cookie, offset, length);
+        Ok(write_both(&mut self.stream, &header, payload)?)
+    }
+
+    /// Waits for the next reply, in the server's order. A failed request is `Ok` here: its error is in the reply.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn receive_reply(&mut self) -> Result<Reply, ClientError> {
+        self.input.reply(&mut self.stream, &mut self.decoder, || None)
+    }
+
+    /// How many requests wait for their replies.
+    pub fn in_flight(&self) -> usize {
+        self.decoder.in_flight()
+    }
+
+    /// Two halves for two threads; `sending` is a second handle of the same stream (`try_clone`).
+    pub fn split(self, sending: S) -> (Sender<S>, Receiver<S>) {
+        let (announce, announced) = mpsc::channel();
+        let sender = Sender { stream: sending, announce };
+        let receiver = Receiver { stream: self.stream, decoder: self.decoder, input: self.input, announced };
+        (sender, receiver)
+    }
+
+    fn maximum_payload(&self) -> usize {
+        let told = self.negotiated.block_sizes.map_or(limits::PAYLOAD, |sizes| sizes.maximum_payload);
+        told.min(limits::PAYLOAD) as usize
+    }
+
+    fn call(
+        &mut self,
+        command: u16,
+        flags: RequestFlags,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+        expected: Expected,
+    ) -> Result<Reply, ClientError> {
+        if self.in_flight() > 0 {
+            return Err(ClientError::InFlight(self.in_flight()));
+        }
+        let cookie = Cookie(self.next_cookie);
+        self.next_cookie += 1;
+        self.send_request(command, flags, cookie, offset, length, payload, expected)?;
+        let reply = self.receive_reply()?;
+        match reply.result {
+            Ok(()) => Ok(reply),
+            Err(error) => Err(ClientError::Request(error)),
+        }
+    }
+}
+
+/// The sending half of a [`Client::split`]. The caller chooses cookies that are not in flight.
+#[derive(Debug)]
+pub struct Sender<S> {
+    stream: S,
+    announce: mpsc::Sender<(Cookie, Expected)>,
+}
+
+impl<S: Write> Sender<S> {
+    /// Sends a READ.
+    ///
+    /// # Errors
+    /// Of the stream; `BrokenPipe` when the receiving half is gone.
+    pub fn send_read(&mut self, cookie: Cookie, offset: u64, length: u32) -> Result<(), ClientError> {
+        self.announce(cookie, Expected::Data { offset, length })?;
+        self.send(command::READ, RequestFlags::NONE, cookie, offset, length, &[])
+    }
+
+    /// Sends a WRITE.
+    ///
+    /// # Errors
+    /// As [`Sender::send_read`].
+    ///
+    /// # Panics
+    /// When `data` is longer than 4 GiB.
+    pub fn send_write(&mut self, cookie: Cookie, offset: u64, data: &[u8], fua: bool) -> Result<(), ClientError> {
+        self.announce(cookie, Expected::Nothing)?;
+        self.send(command::WRITE, RequestFlags::fua(fua), cookie, offset, payload_length(data), data)
+    }
+
+    /// Sends a FLUSH.
+    ///
+    /// # Errors
+    /// As [`Sender::send_read`].
+    pub fn send_flush(&mut self, cookie: Cookie) -> Result<(), ClientError> {
+        self.announce(cookie, Expected::Nothing)?;
+        self.send(command::FLUSH, RequestFlags::NONE, cookie, 0, 0, &[])
+    }
+
+    /// Says goodbye; the receiver gets the outstanding replies, then `UnexpectedEof`.
+    ///
+    /// # Errors
+    /// Of the stream.
+    pub fn disconnect(mut self) -> Result<(), ClientError> {
+        self.send(command::DISC, RequestFlags::NONE, Cookie(0), 0, 0, &[])
+    }
+
+    fn announce(&mut self, cookie: Cookie, expected: Expected) -> Result<(), ClientError> {
+        let gone = |_| ClientError::Io(io::ErrorKind::BrokenPipe.into());
+        self.announce.send((cookie, expected)).map_err(gone)
+    }
+
+    fn send(
+        &mut self,
+        command: u16,
+        flags: RequestFlags,
+        cookie: Cookie,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) -> Result<(), ClientError> {
+        let header = encode_request(command, flags, cookie, offset, length);
+        Ok(write_both(&mut self.stream, &header, payload)?)
+    }
+}
+
+/// The receiving half of a [`Client::split`].
+#[derive(Debug)]
+pub struct Receiver<S> {
+    stream: S,
+    decoder: ReplyDecoder,
+    input: Input,
+    announced: mpsc::Receiver<(Cookie, Expected)>,
+}
+
+impl<S: Read> Receiver<S> {
+    /// Waits for the next reply, as [`Client::receive_reply`].
+    ///
+    /// # Errors
+    /// The connection is lost, `UnexpectedEof` when the server closed it.
+    pub fn receive_reply(&mut self) -> Result<Reply, ClientError> {
+        let Self { stream, decoder, input, announced } = self;
+        input.reply(stream, decoder, || announced.try_recv().ok())
+    }
+}
+
+fn cookie_in_flight(cookie: Cookie) -> ClientError {
+    ClientError::protocol(format!("cookie {:#x} is in flight already", cookie.0))
+}
+
+fn payload_length(data: &[u8]) -> u32 {
+    u32::try_from(data.len()).expect("a payload below 4 GiB")
+}
+
+/// At least one byte; the end of the stream is an error.
+fn read_some(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+/// Header and payload with as few calls as the stream allows.
+fn write_both(stream: &mut impl Write, header: &[u8], payload: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < header.len() {
+        let slices = [IoSlice::new(&header[written..]), IoSlice::new(payload)];
+        match stream.write_vectored(&slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    stream.write_all(&payload[written - header.len()..])?;
+    stream.flush()
+}
