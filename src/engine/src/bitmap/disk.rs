@@ -248,7 +248,7 @@ impl Bitmap {
     pub fn decode_slot(slot: usize, blocks: u64, bytes: &[u8]) -> Result<Bitmap, BitmapError> {
         let needed_bytes = disk_blocks_needed(blocks) * METADATA_BLOCK_BYTES;
         let given = bytes.len() as u64;
-        if given < needed_bytes || given % METADATA_BLOCK_BYTES != 0 {
+        if given < needed_bytes || !given.is_multiple_of(METADATA_BLOCK_BYTES) {
             return Err(BitmapError::Length {
                 slot,
                 bytes: given,

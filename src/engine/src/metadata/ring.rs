@@ -381,7 +381,7 @@ impl<'a> Transaction<'a> {
 /// [`RingError`] for damage beyond that.
 pub fn replay(bytes: &[u8]) -> Result<Replay, RingError> {
     let block_bytes = METADATA_BLOCK_BYTES as usize;
-    if bytes.len() % block_bytes != 0
+    if !bytes.len().is_multiple_of(block_bytes)
         || bytes.len() < 2 * block_bytes
         || bytes.len() / block_bytes > u32::MAX as usize
     {
