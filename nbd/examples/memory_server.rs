@@ -17,7 +17,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let Some(size) = size.ok().filter(|size| size.is_multiple_of(4096) && *size <= 1 << 40) else {
+    let Some(size) = size
+        .ok()
+        .filter(|size| size.is_multiple_of(4096) && *size <= 1 << 40)
+    else {
         eprintln!("BYTES must be a multiple of 4096 up to 1 TiB");
         return ExitCode::from(2);
     };

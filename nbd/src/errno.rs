@@ -47,18 +47,23 @@ impl Errno {
         if number == 0 {
             return None;
         }
-        Some(Self::ALL.into_iter().find(|errno| errno.number() == number).unwrap_or(Self::Einval))
+        Some(
+            Self::ALL
+                .into_iter()
+                .find(|errno| errno.number() == number)
+                .unwrap_or(Self::Einval),
+        )
     }
 
     /// The reply for a failed system call, from its Linux number. `ENOTSUP` is never the result: the spec reserves it for
     /// fast zeroes, so a server answers it there by name.
     pub fn from_linux(number: i32) -> Self {
         match number {
-            1 | 13 | 30 => Self::Eperm,      // EPERM, EACCES, EROFS
-            12 => Self::Enomem,              // ENOMEM
-            22 => Self::Einval,              // EINVAL
-            27 | 28 | 122 => Self::Enospc,   // EFBIG, ENOSPC, EDQUOT
-            108 => Self::Eshutdown,          // ESHUTDOWN
+            1 | 13 | 30 => Self::Eperm,    // EPERM, EACCES, EROFS
+            12 => Self::Enomem,            // ENOMEM
+            22 => Self::Einval,            // EINVAL
+            27 | 28 | 122 => Self::Enospc, // EFBIG, ENOSPC, EDQUOT
+            108 => Self::Eshutdown,        // ESHUTDOWN
             _ => Self::Eio,
         }
     }

@@ -113,18 +113,36 @@ impl BlockSizes {
     /// Names the size that breaks the spec's rule: `minimum` a power of two up to 64 KiB; `preferred` a power of two, at
     /// least 512 and at least `minimum`; `maximum_payload` a multiple of `minimum`, not below `preferred` nor 1 MiB, and
     /// not above `limits::PAYLOAD`.
-    pub fn new(minimum: u32, preferred: u32, maximum_payload: u32) -> Result<Self, ExportInfoError> {
+    pub fn new(
+        minimum: u32,
+        preferred: u32,
+        maximum_payload: u32,
+    ) -> Result<Self, ExportInfoError> {
         if !minimum.is_power_of_two() || minimum > 64 * 1024 {
             return Err(ExportInfoError::MinimumBlockSize(minimum));
         }
-        if !preferred.is_power_of_two() || preferred < 512.max(minimum) || preferred > limits::PAYLOAD {
+        if !preferred.is_power_of_two()
+            || preferred < 512.max(minimum)
+            || preferred > limits::PAYLOAD
+        {
             return Err(ExportInfoError::PreferredBlockSize { preferred, minimum });
         }
         let lowest = preferred.max(1024 * 1024);
-        if !(lowest..=limits::PAYLOAD).contains(&maximum_payload) || !maximum_payload.is_multiple_of(minimum) {
-            return Err(ExportInfoError::MaximumPayload { maximum_payload, lowest, highest: limits::PAYLOAD, minimum });
+        if !(lowest..=limits::PAYLOAD).contains(&maximum_payload)
+            || !maximum_payload.is_multiple_of(minimum)
+        {
+            return Err(ExportInfoError::MaximumPayload {
+                maximum_payload,
+                lowest,
+                highest: limits::PAYLOAD,
+                minimum,
+            });
         }
-        Ok(Self { minimum, preferred, maximum_payload })
+        Ok(Self {
+            minimum,
+            preferred,
+            maximum_payload,
+        })
     }
 
     /// Offsets and lengths are multiples of this many bytes.
@@ -146,7 +164,11 @@ impl BlockSizes {
 impl Default for BlockSizes {
     /// 512 bytes, 4 KiB, 32 MiB.
     fn default() -> Self {
-        Self { minimum: 512, preferred: 4096, maximum_payload: limits::PAYLOAD }
+        Self {
+            minimum: 512,
+            preferred: 4096,
+            maximum_payload: limits::PAYLOAD,
+        }
     }
 }
 
@@ -184,17 +206,28 @@ impl ExportInfo {
         if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
             flags = flags.without(TransmissionFlags::SEND_FAST_ZERO);
         }
-        Ok(Self { name, description: None, size, flags, block_sizes })
+        Ok(Self {
+            name,
+            description: None,
+            size,
+            flags,
+            block_sizes,
+        })
     }
 
     /// Adds a text for people.
     ///
     /// # Errors
     /// A text that is longer than the protocol's strings or contains NUL.
-    pub fn with_description(mut self, description: impl Into<String>) -> Result<Self, ExportInfoError> {
+    pub fn with_description(
+        mut self,
+        description: impl Into<String>,
+    ) -> Result<Self, ExportInfoError> {
         let description = description.into();
         if !is_string(&description) {
-            return Err(ExportInfoError::Description { length: description.len() });
+            return Err(ExportInfoError::Description {
+                length: description.len(),
+            });
         }
         self.description = Some(description);
         Ok(self)
@@ -239,7 +272,9 @@ pub enum ExportInfoError {
     #[error("minimum block size {0} is not a power of two between 1 and 65536")]
     MinimumBlockSize(u32),
     /// See [`BlockSizes::new`].
-    #[error("preferred block size {preferred} is not a power of two of at least 512 and the minimum {minimum}")]
+    #[error(
+        "preferred block size {preferred} is not a power of two of at least 512 and the minimum {minimum}"
+    )]
     PreferredBlockSize {
         /// Bytes.
         preferred: u32,
@@ -247,7 +282,9 @@ pub enum ExportInfoError {
         minimum: u32,
     },
     /// See [`BlockSizes::new`].
-    #[error("maximum payload {maximum_payload} is not a multiple of {minimum} between {lowest} and {highest}")]
+    #[error(
+        "maximum payload {maximum_payload} is not a multiple of {minimum} between {lowest} and {highest}"
+    )]
     MaximumPayload {
         /// Bytes.
         maximum_payload: u32,
@@ -259,7 +296,9 @@ pub enum ExportInfoError {
         minimum: u32,
     },
     /// See [`ExportInfo::new`].
-    #[error("export size {size} is not a multiple of the minimum block size {minimum}; round it down")]
+    #[error(
+        "export size {size} is not a multiple of the minimum block size {minimum}; round it down"
+    )]
     SizeAlignment {
         /// Bytes.
         size: u64,
@@ -293,7 +332,10 @@ fn check_size(size: u64, block_sizes: BlockSizes) -> Result<(), ExportInfoError>
         return Err(ExportInfoError::SizeTooLarge(size));
     }
     if !size.is_multiple_of(u64::from(block_sizes.minimum)) {
-        return Err(ExportInfoError::SizeAlignment { size, minimum: block_sizes.minimum });
+        return Err(ExportInfoError::SizeAlignment {
+            size,
+            minimum: block_sizes.minimum,
+        });
     }
     Ok(())
 }
@@ -307,31 +349,59 @@ mod tests {
         use ExportInfoError::*;
         assert_eq!(BlockSizes::new(0, 4096, 1 << 20), Err(MinimumBlockSize(0)));
         assert_eq!(BlockSizes::new(3, 4096, 1 << 20), Err(MinimumBlockSize(3)));
-        assert_eq!(BlockSizes::new(1 << 17, 1 << 17, 1 << 20), Err(MinimumBlockSize(1 << 17)));
-        assert!(matches!(BlockSizes::new(1, 256, 1 << 20), Err(PreferredBlockSize { .. })));
-        assert!(matches!(BlockSizes::new(4096, 512, 1 << 20), Err(PreferredBlockSize { .. })));
-        assert!(matches!(BlockSizes::new(512, 4096, 4096), Err(MaximumPayload { .. })));
-        assert!(matches!(BlockSizes::new(512, 4096, (1 << 20) + 1), Err(MaximumPayload { .. })));
-        assert!(matches!(BlockSizes::new(512, 4096, 1 << 26), Err(MaximumPayload { .. })));
+        assert_eq!(
+            BlockSizes::new(1 << 17, 1 << 17, 1 << 20),
+            Err(MinimumBlockSize(1 << 17))
+        );
+        assert!(matches!(
+            BlockSizes::new(1, 256, 1 << 20),
+            Err(PreferredBlockSize { .. })
+        ));
+        assert!(matches!(
+            BlockSizes::new(4096, 512, 1 << 20),
+            Err(PreferredBlockSize { .. })
+        ));
+        assert!(matches!(
+            BlockSizes::new(512, 4096, 4096),
+            Err(MaximumPayload { .. })
+        ));
+        assert!(matches!(
+            BlockSizes::new(512, 4096, (1 << 20) + 1),
+            Err(MaximumPayload { .. })
+        ));
+        assert!(matches!(
+            BlockSizes::new(512, 4096, 1 << 26),
+            Err(MaximumPayload { .. })
+        ));
     }
 
     #[test]
     fn default_block_sizes_obey_the_spec() {
         let sizes = BlockSizes::default();
-        assert_eq!(BlockSizes::new(sizes.minimum, sizes.preferred, sizes.maximum_payload), Ok(sizes));
+        assert_eq!(
+            BlockSizes::new(sizes.minimum, sizes.preferred, sizes.maximum_payload),
+            Ok(sizes)
+        );
     }
 
     #[test]
     fn export_size_must_be_whole_blocks_and_signed() {
         let new = |size| ExportInfo::new("", size, TransmissionFlags::NONE, BlockSizes::default());
         assert!(new(0).is_ok());
-        assert_eq!(new(513), Err(ExportInfoError::SizeAlignment { size: 513, minimum: 512 }));
+        assert_eq!(
+            new(513),
+            Err(ExportInfoError::SizeAlignment {
+                size: 513,
+                minimum: 512
+            })
+        );
         assert_eq!(new(1 << 63), Err(ExportInfoError::SizeTooLarge(1 << 63)));
     }
 
     #[test]
     fn names_and_descriptions_are_bounded_and_without_nul() {
-        let new = |name: &str| ExportInfo::new(name, 0, TransmissionFlags::NONE, BlockSizes::default());
+        let new =
+            |name: &str| ExportInfo::new(name, 0, TransmissionFlags::NONE, BlockSizes::default());
         assert!(new(&"x".repeat(4096)).is_ok());
         assert!(new(&"x".repeat(4097)).is_err());
         assert!(new("a\0b").is_err());
@@ -344,6 +414,11 @@ mod tests {
         let alone = ExportInfo::new("", 0, fast, BlockSizes::default()).unwrap();
         assert!(!alone.flags().contains(fast));
         let both = fast | TransmissionFlags::SEND_WRITE_ZEROES;
-        assert_eq!(ExportInfo::new("", 0, both, BlockSizes::default()).unwrap().flags(), both);
+        assert_eq!(
+            ExportInfo::new("", 0, both, BlockSizes::default())
+                .unwrap()
+                .flags(),
+            both
+        );
     }
 }

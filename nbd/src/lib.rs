@@ -36,6 +36,6 @@ pub use errno::Errno;
 pub use export::{BlockSizes, ExportInfo, ExportInfoError, TransmissionFlags};
 pub use protocol::{Cookie, Extent, limits};
 pub use server::{
-    Answer, Command, Handshake, HandshakeError, Head, ListedExport, Open, OpenKind, Outcome, Received, Refusal, Request,
-    Session, Step, TransmissionError,
+    Answer, Command, Handshake, HandshakeError, Head, ListedExport, Open, OpenKind, Outcome,
+    Received, Refusal, Request, Session, Step, TransmissionError,
 };

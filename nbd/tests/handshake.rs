@@ -6,7 +6,9 @@ use qrbd_nbd::client::encode_option;
 use qrbd_nbd::protocol::{info, limits, option, option_reply};
 use qrbd_nbd::{Handshake, HandshakeError, Refusal, Step, TransmissionFlags};
 use support::memory::POLICY_TEXT;
-use support::{Conversation, End, OptionReply, counted, go, info_option, kinds, meta_option, option_replies};
+use support::{
+    Conversation, End, OptionReply, counted, go, info_option, kinds, meta_option, option_replies,
+};
 
 const ACK: u32 = option_reply::ACK;
 
@@ -49,7 +51,10 @@ fn client_without_fixed_newstyle_may_only_choose_an_export() {
     let mut conversation = Conversation::new();
     conversation.say(&[0; 4]);
     conversation.say(&encode_option(option::LIST, b""));
-    assert_eq!(failure(conversation), HandshakeError::NotFixedNewstyle(option::LIST));
+    assert_eq!(
+        failure(conversation),
+        HandshakeError::NotFixedNewstyle(option::LIST)
+    );
 
     let mut conversation = Conversation::new();
     conversation.say(&[0; 4]);
@@ -74,8 +79,15 @@ fn export_name_reply_has_124_zeroes_unless_both_renounced() {
 fn refused_export_name_closes_without_a_byte() {
     for name in [&b"nothing"[..], b"secondary", b"\xff\xfe", b"a\0b"] {
         let mut conversation = Conversation::fixed();
-        assert!(conversation.say(&encode_option(option::EXPORT_NAME, name)).is_empty());
-        assert!(matches!(failure(conversation), HandshakeError::ExportNameRefused(_)));
+        assert!(
+            conversation
+                .say(&encode_option(option::EXPORT_NAME, name))
+                .is_empty()
+        );
+        assert!(matches!(
+            failure(conversation),
+            HandshakeError::ExportNameRefused(_)
+        ));
     }
 }
 
@@ -83,13 +95,19 @@ fn refused_export_name_closes_without_a_byte() {
 fn export_name_longer_than_the_protocol_closes_before_its_data() {
     let mut conversation = Conversation::fixed();
     conversation.say(&encode_option(option::EXPORT_NAME, &[b'x'; 4097])[..16]);
-    assert!(matches!(failure(conversation), HandshakeError::ExportNameRefused(_)));
+    assert!(matches!(
+        failure(conversation),
+        HandshakeError::ExportNameRefused(_)
+    ));
 }
 
 #[test]
 fn abort_is_acknowledged_and_ends() {
     let mut conversation = Conversation::fixed();
-    assert_eq!(kinds(&conversation.say(&encode_option(option::ABORT, b""))), [ACK]);
+    assert_eq!(
+        kinds(&conversation.say(&encode_option(option::ABORT, b""))),
+        [ACK]
+    );
     assert!(matches!(conversation.end, End::Aborted));
 }
 
@@ -98,10 +116,24 @@ fn list_names_every_export_with_its_description() {
     let mut conversation = Conversation::fixed();
     let replies = option_replies(&conversation.say(&encode_option(option::LIST, b"")));
     let (last, exports) = replies.split_last().unwrap();
-    assert_eq!(*last, OptionReply { option: option::LIST, kind: ACK, data: vec![] });
+    assert_eq!(
+        *last,
+        OptionReply {
+            option: option::LIST,
+            kind: ACK,
+            data: vec![]
+        }
+    );
     assert_eq!(exports.len(), conversation.server.list().len());
-    assert!(exports.iter().all(|reply| reply.kind == option_reply::SERVER));
-    assert_eq!(exports[0].data, [&counted("disk")[..], b"memory export disk"].concat());
+    assert!(
+        exports
+            .iter()
+            .all(|reply| reply.kind == option_reply::SERVER)
+    );
+    assert_eq!(
+        exports[0].data,
+        [&counted("disk")[..], b"memory export disk"].concat()
+    );
 }
 
 #[test]
@@ -109,7 +141,10 @@ fn list_with_data_is_invalid_and_its_data_is_skipped() {
     let mut conversation = Conversation::fixed();
     let said = conversation.say(&encode_option(option::LIST, b"data"));
     assert_eq!(kinds(&said), [option_reply::ERR_INVALID]);
-    assert_eq!(kinds(&conversation.say(&encode_option(option::STRUCTURED_REPLY, b""))), [ACK]);
+    assert_eq!(
+        kinds(&conversation.say(&encode_option(option::STRUCTURED_REPLY, b""))),
+        [ACK]
+    );
 }
 
 #[test]
@@ -119,8 +154,11 @@ fn refused_list_carries_kind_and_text() {
     assert!(matches!(handshake.advance(&mut &bytes[..]), Ok(Step::List)));
     let _ = handshake.take_output();
     handshake.answer_list(Err(Refusal::Shutdown("going down".into())));
-    let expected =
-        OptionReply { option: option::LIST, kind: option_reply::ERR_SHUTDOWN, data: b"going down".to_vec() };
+    let expected = OptionReply {
+        option: option::LIST,
+        kind: option_reply::ERR_SHUTDOWN,
+        data: b"going down".to_vec(),
+    };
     assert_eq!(option_replies(&handshake.take_output()), [expected]);
 }
 
@@ -131,11 +169,19 @@ fn info_describes_and_keeps_negotiating() {
     let replies = option_replies(&conversation.say(&asked));
     let data: Vec<&[u8]> = replies.iter().map(|reply| &reply.data[..]).collect();
     let flags: u16 = 0b1101_0110_1101;
-    let export = [&[0, 0][..], &(1u64 << 20).to_be_bytes(), &flags.to_be_bytes()].concat();
+    let export = [
+        &[0, 0][..],
+        &(1u64 << 20).to_be_bytes(),
+        &flags.to_be_bytes(),
+    ]
+    .concat();
     assert_eq!(data[0], export);
     assert_eq!(data[1], b"\x00\x01disk", "the canonical name");
     assert_eq!(data[2], b"\x00\x02memory export disk");
-    assert_eq!(data[3], b"\x00\x03\x00\x00\x02\x00\x00\x00\x10\x00\x02\x00\x00\x00");
+    assert_eq!(
+        data[3],
+        b"\x00\x03\x00\x00\x02\x00\x00\x00\x10\x00\x02\x00\x00\x00"
+    );
     assert_eq!(replies.len(), 5);
     assert_eq!(replies[4].kind, ACK);
     assert!(matches!(conversation.end, End::Open));
@@ -145,7 +191,11 @@ fn info_describes_and_keeps_negotiating() {
 fn go_always_sends_export_and_block_size() {
     let mut conversation = Conversation::fixed();
     let replies = option_replies(&conversation.say(&go("disk")));
-    let infos: Vec<u8> = replies.iter().filter(|r| r.kind == option_reply::INFO).map(|r| r.data[1]).collect();
+    let infos: Vec<u8> = replies
+        .iter()
+        .filter(|r| r.kind == option_reply::INFO)
+        .map(|r| r.data[1])
+        .collect();
     assert_eq!(infos, [info::EXPORT as u8, info::BLOCK_SIZE as u8]);
     assert_eq!(conversation.session().export().name(), "disk");
 }
@@ -153,10 +203,16 @@ fn go_always_sends_export_and_block_size() {
 #[test]
 fn go_can_be_refused_and_tried_again() {
     let mut conversation = Conversation::fixed();
-    assert_eq!(kinds(&conversation.say(&go("nothing"))), [option_reply::ERR_UNKNOWN]);
+    assert_eq!(
+        kinds(&conversation.say(&go("nothing"))),
+        [option_reply::ERR_UNKNOWN]
+    );
     let refused = option_replies(&conversation.say(&go("secondary")));
-    let expected =
-        OptionReply { option: option::GO, kind: option_reply::ERR_POLICY, data: POLICY_TEXT.as_bytes().to_vec() };
+    let expected = OptionReply {
+        option: option::GO,
+        kind: option_reply::ERR_POLICY,
+        data: POLICY_TEXT.as_bytes().to_vec(),
+    };
     assert_eq!(refused, [expected]);
     conversation.say(&go("disk"));
     assert!(matches!(conversation.end, End::Transmission(_)));
@@ -165,7 +221,12 @@ fn go_can_be_refused_and_tried_again() {
 #[test]
 fn malformed_go_is_invalid() {
     let mut conversation = Conversation::fixed();
-    for data in [&b""[..], b"\0\0\0\x09disk\0\0", b"\0\0\0\x01\xff\0\0", b"\0\0\0\0\0\x01"] {
+    for data in [
+        &b""[..],
+        b"\0\0\0\x09disk\0\0",
+        b"\0\0\0\x01\xff\0\0",
+        b"\0\0\0\0\0\x01",
+    ] {
         let said = conversation.say(&encode_option(option::GO, data));
         assert_eq!(kinds(&said), [option_reply::ERR_INVALID]);
     }
@@ -178,7 +239,10 @@ fn nothing_is_consumed_while_the_owner_decides() {
     let mut input = &bytes[..];
     assert!(matches!(handshake.advance(&mut input), Ok(Step::Open(_))));
     assert_eq!(input, b"first request");
-    assert!(matches!(handshake.advance(&mut input), Ok(Step::NeedAnswer)));
+    assert!(matches!(
+        handshake.advance(&mut input),
+        Ok(Step::NeedAnswer)
+    ));
     assert_eq!((input, handshake.wanted()), (&b"first request"[..], 0));
 }
 
@@ -192,9 +256,18 @@ fn bytes_after_go_belong_to_the_transmission() {
 #[test]
 fn starttls_extended_headers_and_unknown_options_are_unsupported() {
     let mut conversation = Conversation::fixed();
-    for number in [option::STARTTLS, option::EXTENDED_HEADERS, 4, 12, 0xdead_beef] {
+    for number in [
+        option::STARTTLS,
+        option::EXTENDED_HEADERS,
+        4,
+        12,
+        0xdead_beef,
+    ] {
         let replies = option_replies(&conversation.say(&encode_option(number, b"")));
-        assert_eq!((replies[0].option, replies[0].kind), (number, option_reply::ERR_UNSUP));
+        assert_eq!(
+            (replies[0].option, replies[0].kind),
+            (number, option_reply::ERR_UNSUP)
+        );
         assert_eq!(replies.len(), 1);
     }
     conversation.say(&go("disk"));
@@ -205,9 +278,13 @@ fn starttls_extended_headers_and_unknown_options_are_unsupported() {
 fn data_of_an_unknown_option_is_skipped_exactly() {
     for length in [1, 15, 16, 17, 4096, 200_000] {
         let mut conversation = Conversation::fixed();
-        let said = conversation.say(&[&encode_option(4, &vec![0x5a; length])[..], &go("disk")].concat());
+        let said =
+            conversation.say(&[&encode_option(4, &vec![0x5a; length])[..], &go("disk")].concat());
         assert_eq!(kinds(&said)[0], option_reply::ERR_UNSUP);
-        assert!(matches!(conversation.end, End::Transmission(_)), "{length} bytes");
+        assert!(
+            matches!(conversation.end, End::Transmission(_)),
+            "{length} bytes"
+        );
     }
 }
 
@@ -227,7 +304,13 @@ fn an_option_beyond_all_bounds_closes() {
     header[12..].copy_from_slice(&u32::MAX.to_be_bytes());
     let mut conversation = Conversation::fixed();
     assert!(conversation.say(&header).is_empty());
-    assert_eq!(failure(conversation), HandshakeError::OptionTooLong { option: option::GO, length: u32::MAX });
+    assert_eq!(
+        failure(conversation),
+        HandshakeError::OptionTooLong {
+            option: option::GO,
+            length: u32::MAX
+        }
+    );
 }
 
 #[test]
@@ -246,11 +329,17 @@ fn df_is_advertised_exactly_with_structured_replies() {
     for structured in [false, true] {
         let mut conversation = Conversation::fixed();
         if structured {
-            assert_eq!(kinds(&conversation.say(&encode_option(option::STRUCTURED_REPLY, b""))), [ACK]);
+            assert_eq!(
+                kinds(&conversation.say(&encode_option(option::STRUCTURED_REPLY, b""))),
+                [ACK]
+            );
         }
         conversation.say(&go("disk"));
         let session = conversation.session();
-        assert_eq!(session.flags().contains(TransmissionFlags::SEND_DF), structured);
+        assert_eq!(
+            session.flags().contains(TransmissionFlags::SEND_DF),
+            structured
+        );
         assert_eq!(session.structured_replies(), structured);
         assert!(session.flags().contains(TransmissionFlags::HAS_FLAGS));
     }
@@ -304,18 +393,33 @@ fn list_meta_context_matches_all_namespace_and_name() {
 #[test]
 fn set_meta_context_selects_only_the_exact_name() {
     let mut conversation = structured();
-    for (queries, found) in [(&["base:"][..], false), (&[][..], false), (&["x", "base:allocation"][..], true)] {
+    for (queries, found) in [
+        (&["base:"][..], false),
+        (&[][..], false),
+        (&["x", "base:allocation"][..], true),
+    ] {
         let said = conversation.say(&meta_option(option::SET_META_CONTEXT, "disk", queries));
-        assert_eq!(option_replies(&said).len(), 1 + usize::from(found), "{queries:?}");
+        assert_eq!(
+            option_replies(&said).len(),
+            1 + usize::from(found),
+            "{queries:?}"
+        );
     }
-    let said = conversation.say(&meta_option(option::SET_META_CONTEXT, "disk", &["base:allocation"]));
+    let said = conversation.say(&meta_option(
+        option::SET_META_CONTEXT,
+        "disk",
+        &["base:allocation"],
+    ));
     assert_eq!(option_replies(&said)[0].data, b"\0\0\0\x01base:allocation");
 }
 
 #[test]
 fn malformed_meta_context_is_invalid() {
     let mut conversation = structured();
-    let said = conversation.say(&encode_option(option::SET_META_CONTEXT, b"\0\0\0\0\xff\xff\xff\xff"));
+    let said = conversation.say(&encode_option(
+        option::SET_META_CONTEXT,
+        b"\0\0\0\0\xff\xff\xff\xff",
+    ));
     assert_eq!(kinds(&said), [option_reply::ERR_INVALID]);
 }
 

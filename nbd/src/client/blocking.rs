@@ -11,10 +11,10 @@ use std::sync::mpsc;
 
 use crate::protocol::{Cookie, Extent, command, limits};
 
+use super::ClientError;
 use super::handshake::{ClientHandshake, ClientOptions, Negotiated};
 use super::reply::{Expected, Reply, ReplyDecoder};
 use super::request::{RequestFlags, encode_request};
-use super::ClientError;
 
 const INPUT_BUFFER: usize = 256 * 1024;
 
@@ -28,7 +28,11 @@ struct Input {
 
 impl Input {
     fn new() -> Self {
-        Self { bytes: vec![0; INPUT_BUFFER].into_boxed_slice(), start: 0, end: 0 }
+        Self {
+            bytes: vec![0; INPUT_BUFFER].into_boxed_slice(),
+            start: 0,
+            end: 0,
+        }
     }
 
     /// The next reply: from what is here, or after reading more. `announced` yields the requests sent from elsewhere; it
@@ -81,7 +85,11 @@ impl<S: Read + Write> Client<S> {
     ///
     /// # Errors
     /// As [`Client::connect`].
-    pub fn connect_with(mut stream: S, export: &str, options: ClientOptions) -> Result<Self, ClientError> {
+    pub fn connect_with(
+        mut stream: S,
+        export: &str,
+        options: ClientOptions,
+    ) -> Result<Self, ClientError> {
         let mut handshake = ClientHandshake::new(export, options);
         let mut bytes = vec![0; limits::OPTION_REPLY as usize];
         let negotiated = loop {
@@ -95,7 +103,13 @@ impl<S: Read + Write> Client<S> {
             }
         };
         let decoder = ReplyDecoder::new(negotiated.structured_replies);
-        Ok(Self { stream, negotiated, decoder, input: Input::new(), next_cookie: 1 })
+        Ok(Self {
+            stream,
+            negotiated,
+            decoder,
+            input: Input::new(),
+            next_cookie: 1,
+        })
     }
 
     /// Bytes of the export.
@@ -121,8 +135,18 @@ impl<S: Read + Write> Client<S> {
         let most = self.maximum_payload();
         let mut at = offset;
         for piece in buffer.chunks_mut(most) {
-            let expected = Expected::Data { offset: at, length: piece.len() as u32 };
-            let reply = self.call(command::READ, RequestFlags::NONE, at, piece.len() as u32, &[], expected)?;
+            let expected = Expected::Data {
+                offset: at,
+                length: piece.len() as u32,
+            };
+            let reply = self.call(
+                command::READ,
+                RequestFlags::NONE,
+                at,
+                piece.len() as u32,
+                &[],
+                expected,
+            )?;
             piece.copy_from_slice(&reply.data);
             at += piece.len() as u64;
         }
@@ -138,7 +162,14 @@ impl<S: Read + Write> Client<S> {
         let mut at = offset;
         for piece in data.chunks(most) {
             let flags = RequestFlags::fua(fua);
-            self.call(command::WRITE, flags, at, piece.len() as u32, piece, Expected::Nothing)?;
+            self.call(
+                command::WRITE,
+                flags,
+                at,
+                piece.len() as u32,
+                piece,
+                Expected::Nothing,
+            )?;
             at += piece.len() as u64;
         }
         Ok(())
@@ -149,7 +180,15 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// `Request` with the server's error.
     pub fn flush(&mut self) -> Result<(), ClientError> {
-        self.call(command::FLUSH, RequestFlags::NONE, 0, 0, &[], Expected::Nothing).map(drop)
+        self.call(
+            command::FLUSH,
+            RequestFlags::NONE,
+            0,
+            0,
+            &[],
+            Expected::Nothing,
+        )
+        .map(drop)
     }
 
     /// Tells that `length` bytes are no longer needed.
@@ -157,15 +196,36 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// `Request` with the server's error.
     pub fn trim(&mut self, offset: u64, length: u32, fua: bool) -> Result<(), ClientError> {
-        self.call(command::TRIM, RequestFlags::fua(fua), offset, length, &[], Expected::Nothing).map(drop)
+        self.call(
+            command::TRIM,
+            RequestFlags::fua(fua),
+            offset,
+            length,
+            &[],
+            Expected::Nothing,
+        )
+        .map(drop)
     }
 
     /// Writes `length` zero bytes. `flags` may hold FUA, NO_HOLE and FAST_ZERO.
     ///
     /// # Errors
     /// `Request` with the server's error.
-    pub fn write_zeroes(&mut self, offset: u64, length: u32, flags: RequestFlags) -> Result<(), ClientError> {
-        self.call(command::WRITE_ZEROES, flags, offset, length, &[], Expected::Nothing).map(drop)
+    pub fn write_zeroes(
+        &mut self,
+        offset: u64,
+        length: u32,
+        flags: RequestFlags,
+    ) -> Result<(), ClientError> {
+        self.call(
+            command::WRITE_ZEROES,
+            flags,
+            offset,
+            length,
+            &[],
+            Expected::Nothing,
+        )
+        .map(drop)
     }
 
     /// The extents of `base:allocation` from `offset` on, which may cover less than `length` bytes.
@@ -173,7 +233,14 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// `Request` with the server's error.
     pub fn block_status(&mut self, offset: u64, length: u32) -> Result<Vec<Extent>, ClientError> {
-        let reply = self.call(command::BLOCK_STATUS, RequestFlags::NONE, offset, length, &[], Expected::Extents)?;
+        let reply = self.call(
+            command::BLOCK_STATUS,
+            RequestFlags::NONE,
+            offset,
+            length,
+            &[],
+            Expected::Extents,
+        )?;
         Ok(reply.extents)
     }
 
@@ -192,9 +259,22 @@ impl<S: Read + Write> Client<S> {
     ///
     /// # Errors
     /// Of the stream, or `Protocol` when the cookie is in flight already.
-    pub fn send_read(&mut self, cookie: Cookie, offset: u64, length: u32) -> Result<(), ClientError> {
+    pub fn send_read(
+        &mut self,
+        cookie: Cookie,
+        offset: u64,
+        length: u32,
+    ) -> Result<(), ClientError> {
         let expected = Expected::Data { offset, length };
-        self.send_request(command::READ, RequestFlags::NONE, cookie, offset, length, &[], expected)
+        self.send_request(
+            command::READ,
+            RequestFlags::NONE,
+            cookie,
+            offset,
+            length,
+            &[],
+            expected,
+        )
     }
 
     /// Sends a WRITE and returns.
@@ -204,9 +284,23 @@ impl<S: Read + Write> Client<S> {
     ///
     /// # Panics
     /// When `data` is longer than 4 GiB.
-    pub fn send_write(&mut self, cookie: Cookie, offset: u64, data: &[u8], fua: bool) -> Result<(), ClientError> {
+    pub fn send_write(
+        &mut self,
+        cookie: Cookie,
+        offset: u64,
+        data: &[u8],
+        fua: bool,
+    ) -> Result<(), ClientError> {
         let (flags, length) = (RequestFlags::fua(fua), payload_length(data));
-        self.send_request(command::WRITE, flags, cookie, offset, length, data, Expected::Nothing)
+        self.send_request(
+            command::WRITE,
+            flags,
+            cookie,
+            offset,
+            length,
+            data,
+            Expected::Nothing,
+        )
     }
 
     /// Sends a FLUSH and returns.
@@ -214,7 +308,15 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// As [`Client::send_read`].
     pub fn send_flush(&mut self, cookie: Cookie) -> Result<(), ClientError> {
-        self.send_request(command::FLUSH, RequestFlags::NONE, cookie, 0, 0, &[], Expected::Nothing)
+        self.send_request(
+            command::FLUSH,
+            RequestFlags::NONE,
+            cookie,
+            0,
+            0,
+            &[],
+            Expected::Nothing,
+        )
     }
 
     /// Sends any request, valid or not, with any payload.
@@ -244,7 +346,8 @@ impl<S: Read + Write> Client<S> {
     /// # Errors
     /// The connection is lost.
     pub fn receive_reply(&mut self) -> Result<Reply, ClientError> {
-        self.input.reply(&mut self.stream, &mut self.decoder, || None)
+        self.input
+            .reply(&mut self.stream, &mut self.decoder, || None)
     }
 
     /// How many requests wait for their replies.
@@ -255,13 +358,24 @@ impl<S: Read + Write> Client<S> {
     /// Two halves for two threads; `sending` is a second handle of the same stream (`try_clone`).
     pub fn split(self, sending: S) -> (Sender<S>, Receiver<S>) {
         let (announce, announced) = mpsc::channel();
-        let sender = Sender { stream: sending, announce };
-        let receiver = Receiver { stream: self.stream, decoder: self.decoder, input: self.input, announced };
+        let sender = Sender {
+            stream: sending,
+            announce,
+        };
+        let receiver = Receiver {
+            stream: self.stream,
+            decoder: self.decoder,
+            input: self.input,
+            announced,
+        };
         (sender, receiver)
     }
 
     fn maximum_payload(&self) -> usize {
-        let told = self.negotiated.block_sizes.map_or(limits::PAYLOAD, |sizes| sizes.maximum_payload);
+        let told = self
+            .negotiated
+            .block_sizes
+            .map_or(limits::PAYLOAD, |sizes| sizes.maximum_payload);
         told.min(limits::PAYLOAD) as usize
     }
 
@@ -300,9 +414,21 @@ impl<S: Write> Sender<S> {
     ///
     /// # Errors
     /// Of the stream; `BrokenPipe` when the receiving half is gone.
-    pub fn send_read(&mut self, cookie: Cookie, offset: u64, length: u32) -> Result<(), ClientError> {
+    pub fn send_read(
+        &mut self,
+        cookie: Cookie,
+        offset: u64,
+        length: u32,
+    ) -> Result<(), ClientError> {
         self.announce(cookie, Expected::Data { offset, length })?;
-        self.send(command::READ, RequestFlags::NONE, cookie, offset, length, &[])
+        self.send(
+            command::READ,
+            RequestFlags::NONE,
+            cookie,
+            offset,
+            length,
+            &[],
+        )
     }
 
     /// Sends a WRITE.
@@ -312,9 +438,22 @@ impl<S: Write> Sender<S> {
     ///
     /// # Panics
     /// When `data` is longer than 4 GiB.
-    pub fn send_write(&mut self, cookie: Cookie, offset: u64, data: &[u8], fua: bool) -> Result<(), ClientError> {
+    pub fn send_write(
+        &mut self,
+        cookie: Cookie,
+        offset: u64,
+        data: &[u8],
+        fua: bool,
+    ) -> Result<(), ClientError> {
         self.announce(cookie, Expected::Nothing)?;
-        self.send(command::WRITE, RequestFlags::fua(fua), cookie, offset, payload_length(data), data)
+        self.send(
+            command::WRITE,
+            RequestFlags::fua(fua),
+            cookie,
+            offset,
+            payload_length(data),
+            data,
+        )
     }
 
     /// Sends a FLUSH.
@@ -368,7 +507,12 @@ impl<S: Read> Receiver<S> {
     /// # Errors
     /// The connection is lost, `UnexpectedEof` when the server closed it.
     pub fn receive_reply(&mut self) -> Result<Reply, ClientError> {
-        let Self { stream, decoder, input, announced } = self;
+        let Self {
+            stream,
+            decoder,
+            input,
+            announced,
+        } = self;
         input.reply(stream, decoder, || announced.try_recv().ok())
     }
 }

@@ -6,8 +6,9 @@
 
 use crate::export::TransmissionFlags;
 use crate::protocol::{
-    BASE_ALLOCATION, EXPORT_NAME_ZEROES, GREETING_LENGTH, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_HEADER_LENGTH,
-    OPTION_REPLY_MAGIC, be_u16, be_u32, be_u64, fill, handshake_flag, info, limits, option, option_reply,
+    BASE_ALLOCATION, EXPORT_NAME_ZEROES, GREETING_LENGTH, GREETING_MAGIC, OPTION_MAGIC,
+    OPTION_REPLY_HEADER_LENGTH, OPTION_REPLY_MAGIC, be_u16, be_u32, be_u64, fill, handshake_flag,
+    info, limits, option, option_reply,
 };
 
 use super::ClientError;
@@ -23,7 +24,10 @@ pub struct ClientOptions {
 
 impl Default for ClientOptions {
     fn default() -> Self {
-        Self { structured_replies: true, allocation: false }
+        Self {
+            structured_replies: true,
+            allocation: false,
+        }
     }
 }
 
@@ -113,7 +117,13 @@ impl ClientHandshake {
             State::Greeting => GREETING_LENGTH,
             State::ReplyHeader => OPTION_REPLY_HEADER_LENGTH,
             State::ReplyData { length, .. } => length,
-            State::ExportNameReply => 10 + if self.no_zeroes { 0 } else { EXPORT_NAME_ZEROES },
+            State::ExportNameReply => {
+                10 + if self.no_zeroes {
+                    0
+                } else {
+                    EXPORT_NAME_ZEROES
+                }
+            }
             State::Ended => 0,
         }
     }
@@ -162,18 +172,26 @@ impl ClientHandshake {
         }
         let flags = be_u16(data, 16);
         if flags & handshake_flag::FIXED_NEWSTYLE == 0 {
-            return Err(ClientError::protocol("the server is older than fixed newstyle"));
+            return Err(ClientError::protocol(
+                "the server is older than fixed newstyle",
+            ));
         }
         self.no_zeroes = flags & handshake_flag::NO_ZEROES != 0;
         let answer = flags & (handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES);
-        self.output.extend_from_slice(&u32::from(answer).to_be_bytes());
-        let first = if self.options.structured_replies { option::STRUCTURED_REPLY } else { option::GO };
+        self.output
+            .extend_from_slice(&u32::from(answer).to_be_bytes());
+        let first = if self.options.structured_replies {
+            option::STRUCTURED_REPLY
+        } else {
+            option::GO
+        };
         self.send(first);
         Ok(())
     }
 
     fn send(&mut self, option: u32) {
-        let counted = |text: &str| [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat();
+        let counted =
+            |text: &str| [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat();
         let mut data = Vec::new();
         match option {
             option::SET_META_CONTEXT => {
@@ -185,29 +203,45 @@ impl ClientHandshake {
                 let kinds = [info::NAME, info::DESCRIPTION, info::BLOCK_SIZE];
                 data.extend(counted(&self.export));
                 data.extend((kinds.len() as u16).to_be_bytes());
-                kinds.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
+                kinds
+                    .iter()
+                    .for_each(|kind| data.extend(kind.to_be_bytes()));
             }
             option::EXPORT_NAME => data.extend(self.export.as_bytes()),
             _ => {}
         }
         self.output.extend(encode_option(option, &data));
         self.option = option;
-        self.state = if option == option::EXPORT_NAME { State::ExportNameReply } else { State::ReplyHeader };
+        self.state = if option == option::EXPORT_NAME {
+            State::ExportNameReply
+        } else {
+            State::ReplyHeader
+        };
     }
 
     fn reply_header(&mut self, data: &[u8]) -> Result<(), ClientError> {
         let (magic, option) = (be_u64(data, 0), be_u32(data, 8));
         let (kind, length) = (be_u32(data, 12), be_u32(data, 16));
         if magic != OPTION_REPLY_MAGIC {
-            return Err(ClientError::protocol(format!("option reply starts with {magic:#018x}")));
+            return Err(ClientError::protocol(format!(
+                "option reply starts with {magic:#018x}"
+            )));
         }
         if option != self.option {
-            return Err(ClientError::protocol(format!("reply to option {option} instead of {}", self.option)));
+            return Err(ClientError::protocol(format!(
+                "reply to option {option} instead of {}",
+                self.option
+            )));
         }
         if length > limits::OPTION_REPLY {
-            return Err(ClientError::protocol(format!("option reply of {length} bytes")));
+            return Err(ClientError::protocol(format!(
+                "option reply of {length} bytes"
+            )));
         }
-        self.state = State::ReplyData { kind, length: length as usize };
+        self.state = State::ReplyData {
+            kind,
+            length: length as usize,
+        };
         Ok(())
     }
 
@@ -218,11 +252,17 @@ impl ClientHandshake {
             (option::STRUCTURED_REPLY, _) => {
                 self.negotiated.structured_replies = kind == option_reply::ACK;
                 let meta = self.negotiated.structured_replies && self.options.allocation;
-                self.send(if meta { option::SET_META_CONTEXT } else { option::GO });
+                self.send(if meta {
+                    option::SET_META_CONTEXT
+                } else {
+                    option::GO
+                });
             }
             (option::SET_META_CONTEXT, option_reply::META_CONTEXT) => {
                 if data.len() < 4 || &data[4..] != BASE_ALLOCATION.as_bytes() {
-                    return Err(ClientError::protocol("a metadata context that was not asked for"));
+                    return Err(ClientError::protocol(
+                        "a metadata context that was not asked for",
+                    ));
                 }
                 self.negotiated.allocation_context = Some(be_u32(data, 0));
             }
@@ -234,17 +274,22 @@ impl ClientHandshake {
             (option::GO, option_reply::INFO) => self.info(data)?,
             (option::GO, option_reply::ACK) => {
                 if !self.export_info_seen {
-                    return Err(ClientError::protocol("GO succeeded without the export's size"));
+                    return Err(ClientError::protocol(
+                        "GO succeeded without the export's size",
+                    ));
                 }
                 return Ok(true);
             }
             (option::GO, option_reply::ERR_UNSUP) => self.send(option::EXPORT_NAME),
             (option, kind) if failed => {
-                let text = String::from_utf8_lossy(&data[..data.len().min(limits::STRING)]).into_owned();
+                let text =
+                    String::from_utf8_lossy(&data[..data.len().min(limits::STRING)]).into_owned();
                 return Err(ClientError::Refused { option, kind, text });
             }
             (option, kind) => {
-                return Err(ClientError::protocol(format!("reply type {kind} to option {option}")));
+                return Err(ClientError::protocol(format!(
+                    "reply type {kind} to option {option}"
+                )));
             }
         }
         Ok(false)
@@ -271,7 +316,9 @@ impl ClientHandshake {
                 self.negotiated.block_sizes = Some(sizes);
             }
             (info::EXPORT | info::BLOCK_SIZE, _) => return Err(malformed()),
-            (info::NAME, _) => self.negotiated.name = Some(String::from_utf8_lossy(data).into_owned()),
+            (info::NAME, _) => {
+                self.negotiated.name = Some(String::from_utf8_lossy(data).into_owned())
+            }
             (info::DESCRIPTION, _) => {
                 self.negotiated.description = Some(String::from_utf8_lossy(data).into_owned());
             }

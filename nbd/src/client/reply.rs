@@ -11,8 +11,8 @@ use std::fmt;
 
 use crate::errno::Errno;
 use crate::protocol::{
-    Cookie, Extent, SIMPLE_REPLY_LENGTH, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, be_u16, be_u32, be_u64, chunk, fill,
-    limits,
+    Cookie, Extent, SIMPLE_REPLY_LENGTH, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, be_u16,
+    be_u32, be_u64, chunk, fill, limits,
 };
 
 use super::ClientError;
@@ -81,13 +81,31 @@ enum State {
     /// The first sixteen bytes, common to both kinds.
     Head,
     /// The length of a structured chunk.
-    ChunkLength { kind: u16, done: bool, cookie: Cookie },
+    ChunkLength {
+        kind: u16,
+        done: bool,
+        cookie: Cookie,
+    },
     /// The fixed part and texts of a chunk.
-    ChunkBody { kind: u16, done: bool, cookie: Cookie, length: usize },
+    ChunkBody {
+        kind: u16,
+        done: bool,
+        cookie: Cookie,
+        length: usize,
+    },
     /// Offset of a data chunk, before its data.
-    DataOffset { done: bool, cookie: Cookie, length: usize },
+    DataOffset {
+        done: bool,
+        cookie: Cookie,
+        length: usize,
+    },
     /// Data into the pending READ's buffer.
-    Data { done: bool, cookie: Cookie, at: usize, remaining: usize },
+    Data {
+        done: bool,
+        cookie: Cookie,
+        at: usize,
+        remaining: usize,
+    },
 }
 
 /// Decodes the server's stream of the transmission phase.
@@ -102,7 +120,12 @@ pub struct ReplyDecoder {
 impl ReplyDecoder {
     /// For a connection with or without structured replies.
     pub fn new(structured_replies: bool) -> Self {
-        Self { structured_replies, state: State::Head, buffer: Vec::new(), pending: HashMap::new() }
+        Self {
+            structured_replies,
+            state: State::Head,
+            buffer: Vec::new(),
+            pending: HashMap::new(),
+        }
     }
 
     /// Announces a request, before its first byte is sent. False when the cookie is in flight already.
@@ -111,7 +134,13 @@ impl ReplyDecoder {
         if self.pending.contains_key(&cookie) {
             return false;
         }
-        let pending = Pending { expected, error: None, data: Vec::new(), covered: 0, extents: Vec::new() };
+        let pending = Pending {
+            expected,
+            error: None,
+            data: Vec::new(),
+            covered: 0,
+            extents: Vec::new(),
+        };
         self.pending.insert(cookie, pending);
         true
     }
@@ -132,14 +161,24 @@ impl ReplyDecoder {
                 State::ChunkLength { .. } => 4,
                 State::ChunkBody { length, .. } => length,
                 State::DataOffset { .. } => 8,
-                State::Data { done, cookie, at, remaining } => {
+                State::Data {
+                    done,
+                    cookie,
+                    at,
+                    remaining,
+                } => {
                     let count = remaining.min(input.len());
                     let (taken, rest) = input.split_at(count);
                     self.pending(cookie)?.data[at..at + count].copy_from_slice(taken);
                     *input = rest;
                     let remaining = remaining - count;
                     if remaining > 0 {
-                        self.state = State::Data { done, cookie, at: at + count, remaining };
+                        self.state = State::Data {
+                            done,
+                            cookie,
+                            at: at + count,
+                            remaining,
+                        };
                         return Ok(None);
                     }
                     if let Some(reply) = self.chunk_end(cookie, done)? {
@@ -163,14 +202,27 @@ impl ReplyDecoder {
     fn part(&mut self, bytes: &[u8]) -> Result<Option<Reply>, ClientError> {
         match self.state {
             State::Head => self.head(bytes),
-            State::ChunkLength { kind, done, cookie } => self.chunk_length(kind, done, cookie, be_u32(bytes, 0)),
-            State::ChunkBody { kind, done, cookie, .. } => {
+            State::ChunkLength { kind, done, cookie } => {
+                self.chunk_length(kind, done, cookie, be_u32(bytes, 0))
+            }
+            State::ChunkBody {
+                kind, done, cookie, ..
+            } => {
                 self.chunk_body(kind, cookie, bytes)?;
                 self.chunk_end(cookie, done)
             }
-            State::DataOffset { done, cookie, length } => {
+            State::DataOffset {
+                done,
+                cookie,
+                length,
+            } => {
                 let at = self.cover(cookie, be_u64(bytes, 0), length as u64)?;
-                self.state = State::Data { done, cookie, at, remaining: length };
+                self.state = State::Data {
+                    done,
+                    cookie,
+                    at,
+                    remaining: length,
+                };
                 Ok(None)
             }
             State::Data { .. } => unreachable!("data is not collected in parts"),
@@ -186,16 +238,28 @@ impl ReplyDecoder {
                 let pending = self.pending(cookie)?;
                 match (pending.expected, errno) {
                     (Expected::Data { .. }, _) if structured => {
-                        return Err(ClientError::protocol("simple reply to a READ despite structured replies"));
+                        return Err(ClientError::protocol(
+                            "simple reply to a READ despite structured replies",
+                        ));
                     }
                     (Expected::Extents, None) => {
                         return Err(ClientError::protocol("simple success of a BLOCK_STATUS"));
                     }
-                    (_, Some(errno)) => pending.error = Some(ReplyError { errno, text: String::new() }),
+                    (_, Some(errno)) => {
+                        pending.error = Some(ReplyError {
+                            errno,
+                            text: String::new(),
+                        })
+                    }
                     (Expected::Data { offset, length }, None) => {
                         let remaining = length as usize;
                         let at = self.cover(cookie, offset, u64::from(length))?;
-                        self.state = State::Data { done: true, cookie, at, remaining };
+                        self.state = State::Data {
+                            done: true,
+                            cookie,
+                            at,
+                            remaining,
+                        };
                         return Ok(None);
                     }
                     (Expected::Nothing, None) => {}
@@ -205,10 +269,16 @@ impl ReplyDecoder {
             STRUCTURED_REPLY_MAGIC if self.structured_replies => {
                 self.pending(cookie)?;
                 let done = be_u16(bytes, 4) & chunk::FLAG_DONE != 0;
-                self.state = State::ChunkLength { kind: be_u16(bytes, 6), done, cookie };
+                self.state = State::ChunkLength {
+                    kind: be_u16(bytes, 6),
+                    done,
+                    cookie,
+                };
                 Ok(None)
             }
-            magic => Err(ClientError::protocol(format!("reply starts with {magic:#010x}"))),
+            magic => Err(ClientError::protocol(format!(
+                "reply starts with {magic:#010x}"
+            ))),
         }
     }
 
@@ -224,20 +294,37 @@ impl ReplyDecoder {
         let expected = self.pending(cookie)?.expected;
         let legal = match (kind, expected) {
             (chunk::NONE, _) => length == 0 && done,
-            (chunk::OFFSET_DATA, Expected::Data { length: asked, .. }) => length > 8 && length - 8 <= asked as usize,
+            (chunk::OFFSET_DATA, Expected::Data { length: asked, .. }) => {
+                length > 8 && length - 8 <= asked as usize
+            }
             (chunk::OFFSET_HOLE, Expected::Data { .. }) => length == 12,
             (chunk::BLOCK_STATUS, Expected::Extents) => {
-                length >= 12 && (length - 4).is_multiple_of(8) && (length - 4) / 8 <= limits::EXTENTS
+                length >= 12
+                    && (length - 4).is_multiple_of(8)
+                    && (length - 4) / 8 <= limits::EXTENTS
             }
-            (kind, _) => kind & chunk::ERROR_BIT != 0 && (6..=6 + 8 + limits::STRING).contains(&length),
+            (kind, _) => {
+                kind & chunk::ERROR_BIT != 0 && (6..=6 + 8 + limits::STRING).contains(&length)
+            }
         };
         if !legal {
-            return Err(ClientError::protocol(format!("chunk of type {kind} and {length} bytes for {expected:?}")));
+            return Err(ClientError::protocol(format!(
+                "chunk of type {kind} and {length} bytes for {expected:?}"
+            )));
         }
         self.state = if kind == chunk::OFFSET_DATA {
-            State::DataOffset { done, cookie, length: length - 8 }
+            State::DataOffset {
+                done,
+                cookie,
+                length: length - 8,
+            }
         } else {
-            State::ChunkBody { kind, done, cookie, length }
+            State::ChunkBody {
+                kind,
+                done,
+                cookie,
+                length,
+            }
         };
         Ok(None)
     }
@@ -252,9 +339,14 @@ impl ReplyDecoder {
             chunk::BLOCK_STATUS => {
                 let pending = self.pending(cookie)?;
                 if !pending.extents.is_empty() {
-                    return Err(ClientError::protocol("two BLOCK_STATUS chunks for one context"));
+                    return Err(ClientError::protocol(
+                        "two BLOCK_STATUS chunks for one context",
+                    ));
                 }
-                let extent = |raw: &[u8]| Extent { length: be_u32(raw, 0), status: be_u32(raw, 4) };
+                let extent = |raw: &[u8]| Extent {
+                    length: be_u32(raw, 0),
+                    status: be_u32(raw, 4),
+                };
                 pending.extents = bytes[4..].chunks_exact(8).map(extent).collect();
                 if pending.extents.iter().any(|extent| extent.length == 0) {
                     return Err(ClientError::protocol("an extent of length zero"));
@@ -267,7 +359,9 @@ impl ReplyDecoder {
                     .get(..usize::from(be_u16(bytes, 4)))
                     .ok_or_else(|| ClientError::protocol("error text longer than its chunk"))?;
                 let text = String::from_utf8_lossy(text).into_owned();
-                self.pending(cookie)?.error.get_or_insert(ReplyError { errno, text });
+                self.pending(cookie)?
+                    .error
+                    .get_or_insert(ReplyError { errno, text });
             }
         }
         Ok(())
@@ -280,7 +374,9 @@ impl ReplyDecoder {
             return Err(ClientError::protocol("data for a request that is no READ"));
         };
         let length = u64::from(length);
-        let at = start.checked_sub(offset).filter(|at| at.checked_add(count).is_some_and(|end| end <= length));
+        let at = start
+            .checked_sub(offset)
+            .filter(|at| at.checked_add(count).is_some_and(|end| end <= length));
         let Some(at) = at else {
             return Err(ClientError::protocol("data outside the READ it answers"));
         };
@@ -301,7 +397,12 @@ impl ReplyDecoder {
             return Err(unexpected(cookie));
         };
         if let Some(error) = pending.error {
-            return Ok(Some(Reply { cookie, result: Err(error), data: Vec::new(), extents: Vec::new() }));
+            return Ok(Some(Reply {
+                cookie,
+                result: Err(error),
+                data: Vec::new(),
+                extents: Vec::new(),
+            }));
         }
         let complete = match pending.expected {
             Expected::Data { length, .. } => pending.covered == u64::from(length),
@@ -309,16 +410,28 @@ impl ReplyDecoder {
             Expected::Nothing => true,
         };
         if !complete {
-            return Err(ClientError::protocol("success before the content was complete"));
+            return Err(ClientError::protocol(
+                "success before the content was complete",
+            ));
         }
-        Ok(Some(Reply { cookie, result: Ok(()), data: pending.data, extents: pending.extents }))
+        Ok(Some(Reply {
+            cookie,
+            result: Ok(()),
+            data: pending.data,
+            extents: pending.extents,
+        }))
     }
 
     fn pending(&mut self, cookie: Cookie) -> Result<&mut Pending, ClientError> {
-        self.pending.get_mut(&cookie).ok_or_else(|| unexpected(cookie))
+        self.pending
+            .get_mut(&cookie)
+            .ok_or_else(|| unexpected(cookie))
     }
 }
 
 fn unexpected(cookie: Cookie) -> ClientError {
-    ClientError::protocol(format!("reply with cookie {:#x}, which is not in flight", cookie.0))
+    ClientError::protocol(format!(
+        "reply with cookie {:#x}, which is not in flight",
+        cookie.0
+    ))
 }

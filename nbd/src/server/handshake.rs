@@ -14,8 +14,8 @@
 
 use crate::export::{ExportInfo, is_string};
 use crate::protocol::{
-    BASE_ALLOCATION, BASE_ALLOCATION_ID, OPTION_HEADER_LENGTH, OPTION_MAGIC, be_u32, be_u64, bounded_text, fill,
-    handshake_flag, limits, option, option_reply,
+    BASE_ALLOCATION, BASE_ALLOCATION_ID, OPTION_HEADER_LENGTH, OPTION_MAGIC, be_u32, be_u64,
+    bounded_text, fill, handshake_flag, limits, option, option_reply,
 };
 
 use super::option_replies as replies;
@@ -122,11 +122,20 @@ enum State {
     ClientFlags,
     OptionHeader,
     /// Collecting the data of an understood option.
-    OptionData { option: u32, length: usize },
+    OptionData {
+        option: u32,
+        length: usize,
+    },
     /// Dropping data whose answer is already decided.
-    Skip { remaining: u32, then: AfterSkip },
+    Skip {
+        remaining: u32,
+        then: AfterSkip,
+    },
     /// The owner has the question.
-    AwaitOpen { open: Open, wants: InfoWants },
+    AwaitOpen {
+        open: Open,
+        wants: InfoWants,
+    },
     AwaitList,
     /// GO or EXPORT_NAME succeeded; the session is handed out by the next `advance`.
     Opened(Box<Session>),
@@ -136,7 +145,11 @@ enum State {
 
 #[derive(Debug)]
 enum AfterSkip {
-    Error { option: u32, kind: u32, text: &'static str },
+    Error {
+        option: u32,
+        kind: u32,
+        text: &'static str,
+    },
     Abort,
 }
 
@@ -235,7 +248,9 @@ impl Handshake {
                         return Ok(Step::NeedInput);
                     }
                     match *then {
-                        AfterSkip::Error { option, kind, text } => self.refuse_option(option, kind, text),
+                        AfterSkip::Error { option, kind, text } => {
+                            self.refuse_option(option, kind, text)
+                        }
                         AfterSkip::Abort => {
                             replies::ack(&mut self.output, option::ABORT);
                             self.state = State::Ended;
@@ -245,7 +260,8 @@ impl Handshake {
                 }
                 State::AwaitOpen { .. } | State::AwaitList => return Ok(Step::NeedAnswer),
                 State::Opened(_) => {
-                    let State::Opened(session) = std::mem::replace(&mut self.state, State::Ended) else {
+                    let State::Opened(session) = std::mem::replace(&mut self.state, State::Ended)
+                    else {
                         unreachable!("matched above");
                     };
                     return Ok(Step::Transmission(*session));
@@ -261,7 +277,9 @@ impl Handshake {
     /// # Panics
     /// When no `Open` is outstanding.
     pub fn answer_open(&mut self, answer: Result<ExportInfo, Refusal>) {
-        let State::AwaitOpen { open, wants } = std::mem::replace(&mut self.state, State::OptionHeader) else {
+        let State::AwaitOpen { open, wants } =
+            std::mem::replace(&mut self.state, State::OptionHeader)
+        else {
             panic!("no export was asked for");
         };
         let number = match open.kind {
@@ -301,12 +319,20 @@ impl Handshake {
     /// # Panics
     /// When no `List` is outstanding.
     pub fn answer_list(&mut self, answer: Result<Vec<ListedExport>, Refusal>) {
-        assert!(matches!(self.state, State::AwaitList), "no list was asked for");
+        assert!(
+            matches!(self.state, State::AwaitList),
+            "no list was asked for"
+        );
         self.state = State::OptionHeader;
         match answer {
             Ok(exports) => {
                 for export in exports.iter().filter(|export| is_string(&export.name)) {
-                    replies::listed_export(&mut self.output, option::LIST, &export.name, &export.description);
+                    replies::listed_export(
+                        &mut self.output,
+                        option::LIST,
+                        &export.name,
+                        &export.description,
+                    );
                 }
                 replies::ack(&mut self.output, option::LIST);
             }
@@ -360,29 +386,55 @@ impl Handshake {
             return self.fail(HandshakeError::TooManyOptions);
         }
         if option == option::EXPORT_NAME && length as usize > limits::STRING {
-            return self.fail(HandshakeError::ExportNameRefused(format!("name of {length} bytes")));
+            return self.fail(HandshakeError::ExportNameRefused(format!(
+                "name of {length} bytes"
+            )));
         }
         self.state = match data_policy(option, length) {
-            Ok(()) => State::OptionData { option, length: length as usize },
-            Err(then) => State::Skip { remaining: length, then },
+            Ok(()) => State::OptionData {
+                option,
+                length: length as usize,
+            },
+            Err(then) => State::Skip {
+                remaining: length,
+                then,
+            },
         };
         Ok(())
     }
 
     /// Acts on an option whose data is complete.
-    fn option_complete(&mut self, option: u32, data: &[u8]) -> Result<Option<Step>, HandshakeError> {
+    fn option_complete(
+        &mut self,
+        option: u32,
+        data: &[u8],
+    ) -> Result<Option<Step>, HandshakeError> {
         self.state = State::OptionHeader;
         match option {
             option::EXPORT_NAME => match parse_export_name(data) {
-                Some(name) => Ok(Some(self.ask(name, OpenKind::ExportName, InfoWants::default()))),
-                None => self.fail(HandshakeError::ExportNameRefused("name is not a valid string".into())),
+                Some(name) => Ok(Some(self.ask(
+                    name,
+                    OpenKind::ExportName,
+                    InfoWants::default(),
+                ))),
+                None => self.fail(HandshakeError::ExportNameRefused(
+                    "name is not a valid string".into(),
+                )),
             },
             option::INFO | option::GO => {
-                let kind = if option == option::GO { OpenKind::Go } else { OpenKind::Info };
+                let kind = if option == option::GO {
+                    OpenKind::Go
+                } else {
+                    OpenKind::Info
+                };
                 match parse_info(data) {
                     Some(request) => Ok(Some(self.ask(request.name, kind, request.wants))),
                     None => {
-                        self.refuse_option(option, option_reply::ERR_INVALID, "malformed export request");
+                        self.refuse_option(
+                            option,
+                            option_reply::ERR_INVALID,
+                            "malformed export request",
+                        );
                         Ok(None)
                     }
                 }
@@ -405,8 +457,14 @@ impl Handshake {
     }
 
     fn ask(&mut self, name: &str, kind: OpenKind, wants: InfoWants) -> Step {
-        let open = Open { name: name.to_owned(), kind };
-        self.state = State::AwaitOpen { open: open.clone(), wants };
+        let open = Open {
+            name: name.to_owned(),
+            kind,
+        };
+        self.state = State::AwaitOpen {
+            open: open.clone(),
+            wants,
+        };
         Step::Open(open)
     }
 
@@ -418,15 +476,27 @@ impl Handshake {
             self.allocation_for = None;
         }
         if !self.structured_replies {
-            return self.refuse_option(option, option_reply::ERR_INVALID, "negotiate structured replies first");
+            return self.refuse_option(
+                option,
+                option_reply::ERR_INVALID,
+                "negotiate structured replies first",
+            );
         }
         let Some(request) = parse_meta_context(data) else {
-            return self.refuse_option(option, option_reply::ERR_INVALID, "malformed metadata context request");
+            return self.refuse_option(
+                option,
+                option_reply::ERR_INVALID,
+                "malformed metadata context request",
+            );
         };
         let selected = if set {
             request.queries.contains(&BASE_ALLOCATION)
         } else {
-            request.queries.is_empty() || request.queries.iter().any(|query| ["base:", BASE_ALLOCATION].contains(query))
+            request.queries.is_empty()
+                || request
+                    .queries
+                    .iter()
+                    .any(|query| ["base:", BASE_ALLOCATION].contains(query))
         };
         if selected {
             // The number is only meaningful in SET; LIST SHOULD say zero.

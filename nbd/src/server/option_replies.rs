@@ -2,7 +2,8 @@
 
 use crate::export::{ExportInfo, TransmissionFlags};
 use crate::protocol::{
-    EXPORT_NAME_ZEROES, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, bounded_text, handshake_flag, info, option_reply,
+    EXPORT_NAME_ZEROES, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, bounded_text,
+    handshake_flag, info, option_reply,
 };
 
 use super::options::InfoWants;
@@ -37,12 +38,21 @@ pub(super) fn error(out: &mut Vec<u8>, option: u32, kind: u32, text: &str) {
 pub(super) fn listed_export(out: &mut Vec<u8>, option: u32, name: &str, description: &str) {
     let name = bounded_text(name);
     let length = (name.len() as u32).to_be_bytes();
-    let parts = [&length[..], name.as_bytes(), bounded_text(description).as_bytes()];
+    let parts = [
+        &length[..],
+        name.as_bytes(),
+        bounded_text(description).as_bytes(),
+    ];
     reply(out, option, option_reply::SERVER, &parts);
 }
 
 pub(super) fn meta_context(out: &mut Vec<u8>, option: u32, id: u32, name: &str) {
-    reply(out, option, option_reply::META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()]);
+    reply(
+        out,
+        option,
+        option_reply::META_CONTEXT,
+        &[&id.to_be_bytes(), name.as_bytes()],
+    );
 }
 
 /// The replies of INFO and GO including the final ACK. BLOCK_SIZE is sent unasked too: a client may use it, and one that
@@ -56,9 +66,17 @@ pub(super) fn infos(
 ) {
     let mut info = |kind: u16, parts: &[&[u8]]| {
         let data = parts.concat();
-        reply(out, option, option_reply::INFO, &[&kind.to_be_bytes(), &data]);
+        reply(
+            out,
+            option,
+            option_reply::INFO,
+            &[&kind.to_be_bytes(), &data],
+        );
     };
-    info(info::EXPORT, &[&export.size().to_be_bytes(), &flags.bits().to_be_bytes()]);
+    info(
+        info::EXPORT,
+        &[&export.size().to_be_bytes(), &flags.bits().to_be_bytes()],
+    );
     if wants.name {
         info(info::NAME, &[export.name().as_bytes()]);
     }

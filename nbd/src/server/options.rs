@@ -57,7 +57,8 @@ pub(super) fn parse_meta_context(data: &[u8]) -> Option<MetaContextRequest<'_>> 
         // Each query takes at least four bytes, so the data bounds the loop and the list.
         queries.push(counted_string(&mut rest)?);
     }
-    rest.is_empty().then_some(MetaContextRequest { name, queries })
+    rest.is_empty()
+        .then_some(MetaContextRequest { name, queries })
 }
 
 fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
@@ -72,7 +73,9 @@ fn counted_string<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
 }
 
 fn string(bytes: &[u8]) -> Option<&str> {
-    std::str::from_utf8(bytes).ok().filter(|text| is_string(text))
+    std::str::from_utf8(bytes)
+        .ok()
+        .filter(|text| is_string(text))
 }
 
 #[cfg(test)]
@@ -83,7 +86,9 @@ mod tests {
         let mut data = (name.len() as u32).to_be_bytes().to_vec();
         data.extend_from_slice(name);
         data.extend_from_slice(&(kinds.len() as u16).to_be_bytes());
-        kinds.iter().for_each(|kind| data.extend_from_slice(&kind.to_be_bytes()));
+        kinds
+            .iter()
+            .for_each(|kind| data.extend_from_slice(&kind.to_be_bytes()));
         data
     }
 
@@ -101,7 +106,10 @@ mod tests {
     #[test]
     fn unknown_information_is_ignored() {
         let data = info_data(b"r0", &[info::NAME, 77]);
-        let wants = InfoWants { name: true, description: false };
+        let wants = InfoWants {
+            name: true,
+            description: false,
+        };
         assert_eq!(parse_info(&data), Some(InfoRequest { name: "r0", wants }));
     }
 
@@ -118,7 +126,10 @@ mod tests {
     #[test]
     fn every_shorter_or_longer_meta_context_request_is_malformed() {
         let mut data = meta_data("r0", &["base:allocation", ""]);
-        let expected = MetaContextRequest { name: "r0", queries: vec!["base:allocation", ""] };
+        let expected = MetaContextRequest {
+            name: "r0",
+            queries: vec!["base:allocation", ""],
+        };
         assert_eq!(parse_meta_context(&data), Some(expected));
         for end in 0..data.len() {
             assert_eq!(parse_meta_context(&data[..end]), None, "{end} bytes");

@@ -10,8 +10,8 @@ use std::ops::Deref;
 
 use crate::errno::Errno;
 use crate::protocol::{
-    BASE_ALLOCATION_ID, CHUNK_HEADER_LENGTH, Cookie, Extent, SIMPLE_REPLY_LENGTH, SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC, bounded_text, chunk, limits,
+    BASE_ALLOCATION_ID, CHUNK_HEADER_LENGTH, Cookie, Extent, SIMPLE_REPLY_LENGTH,
+    SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, bounded_text, chunk, limits,
 };
 
 use super::request::{Answer, Command, Outcome, Request, Session};
@@ -29,7 +29,10 @@ impl Head {
     fn new(content: &[u8]) -> Self {
         let mut bytes = [0; OFFSET_DATA_HEAD_LENGTH];
         bytes[..content.len()].copy_from_slice(content);
-        Self { bytes, length: content.len() as u8 }
+        Self {
+            bytes,
+            length: content.len() as u8,
+        }
     }
 }
 
@@ -61,9 +64,16 @@ pub fn simple_reply(cookie: Cookie, errno: Option<Errno>) -> [u8; SIMPLE_REPLY_L
 /// # Panics
 /// When `length` is zero or above `limits::PAYLOAD`, which a valid request never is.
 pub fn offset_data_head(cookie: Cookie, offset: u64, length: u32) -> [u8; OFFSET_DATA_HEAD_LENGTH] {
-    assert!((1..=limits::PAYLOAD).contains(&length), "READ of {length} bytes");
+    assert!(
+        (1..=limits::PAYLOAD).contains(&length),
+        "READ of {length} bytes"
+    );
     let mut bytes = [0; OFFSET_DATA_HEAD_LENGTH];
-    bytes[..CHUNK_HEADER_LENGTH].copy_from_slice(&chunk_header(chunk::OFFSET_DATA, cookie, 8 + length));
+    bytes[..CHUNK_HEADER_LENGTH].copy_from_slice(&chunk_header(
+        chunk::OFFSET_DATA,
+        cookie,
+        8 + length,
+    ));
     bytes[CHUNK_HEADER_LENGTH..].copy_from_slice(&offset.to_be_bytes());
     bytes
 }
@@ -88,7 +98,11 @@ impl Session {
     pub fn read_head(&self, request: &Request) -> Head {
         debug_assert_eq!(request.command, Command::Read);
         if self.structured_replies() {
-            Head::new(&offset_data_head(request.cookie, request.offset, request.length))
+            Head::new(&offset_data_head(
+                request.cookie,
+                request.offset,
+                request.length,
+            ))
         } else {
             Head::new(&simple_reply(request.cookie, None))
         }
@@ -131,7 +145,8 @@ impl Session {
             payload.extend_from_slice(&length.to_be_bytes());
             payload.extend_from_slice(&extent.status.to_be_bytes());
         }
-        let mut reply = chunk_header(chunk::BLOCK_STATUS, request.cookie, payload.len() as u32).to_vec();
+        let mut reply =
+            chunk_header(chunk::BLOCK_STATUS, request.cookie, payload.len() as u32).to_vec();
         reply.extend_from_slice(&payload);
         reply
     }
@@ -141,7 +156,9 @@ impl Session {
         match answer.outcome {
             Outcome::Refused { errno, text } => self.error(answer.cookie, errno, text),
             // Right for a READ too, whose data chunk could not be empty.
-            Outcome::Empty if self.structured_replies() => chunk_header(chunk::NONE, answer.cookie, 0).to_vec(),
+            Outcome::Empty if self.structured_replies() => {
+                chunk_header(chunk::NONE, answer.cookie, 0).to_vec()
+            }
             Outcome::Empty => simple_reply(answer.cookie, None).to_vec(),
         }
     }

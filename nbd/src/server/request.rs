@@ -140,7 +140,12 @@ impl Session {
         if structured_replies {
             flags = flags | TransmissionFlags::SEND_DF;
         }
-        Self { export, flags, structured_replies, allocation }
+        Self {
+            export,
+            flags,
+            structured_replies,
+            allocation,
+        }
     }
 
     /// A connection whose client was told everything by other means and speaks only simple replies, such as a kernel that
@@ -190,7 +195,11 @@ impl Session {
         if raw.command == command::DISC {
             return Ok(Received::Disconnect);
         }
-        let drain = if raw.command == command::WRITE { raw.length } else { 0 };
+        let drain = if raw.command == command::WRITE {
+            raw.length
+        } else {
+            0
+        };
         if drain > limits::DRAIN {
             return Err(TransmissionError::PayloadTooLong { length: drain });
         }
@@ -198,13 +207,29 @@ impl Session {
         let outcome = match self.accept(&raw) {
             Ok(command) if raw.length == 0 && command != Command::Flush => Outcome::Empty,
             Ok(command) => {
-                let changes = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes { .. });
+                let changes = matches!(
+                    command,
+                    Command::Write | Command::Trim | Command::WriteZeroes { .. }
+                );
                 let fua = changes && raw.has(command_flag::FUA);
-                return Ok(Received::Request(Request { cookie, command, offset: raw.offset, length: raw.length, fua }));
+                return Ok(Received::Request(Request {
+                    cookie,
+                    command,
+                    offset: raw.offset,
+                    length: raw.length,
+                    fua,
+                }));
             }
-            Err(refused) => Outcome::Refused { errno: refused.0, text: refused.1 },
+            Err(refused) => Outcome::Refused {
+                errno: refused.0,
+                text: refused.1,
+            },
         };
-        Ok(Received::Answer(Answer { cookie, outcome, drain }))
+        Ok(Received::Answer(Answer {
+            cookie,
+            outcome,
+            drain,
+        }))
     }
 
     fn accept(&self, raw: &RawRequest) -> Result<Command, Refused> {
@@ -224,14 +249,19 @@ impl Session {
                 command_flag::NO_HOLE | command_flag::FAST_ZERO,
             ),
             command::BLOCK_STATUS => (
-                Command::BlockStatus { one_extent: raw.has(command_flag::REQ_ONE) },
+                Command::BlockStatus {
+                    one_extent: raw.has(command_flag::REQ_ONE),
+                },
                 self.allocation,
                 command_flag::REQ_ONE,
             ),
             _ => return Err(Refused(Errno::Einval, "unknown command")),
         };
         self.accept_flags(raw, allowed)?;
-        let changes = matches!(command, Command::Write | Command::Trim | Command::WriteZeroes { .. });
+        let changes = matches!(
+            command,
+            Command::Write | Command::Trim | Command::WriteZeroes { .. }
+        );
         if changes && offers(TransmissionFlags::READ_ONLY) {
             return Err(Refused(Errno::Eperm, "the export is read-only"));
         }
@@ -240,7 +270,10 @@ impl Session {
         }
         if command == Command::Flush {
             if (raw.offset, raw.length) != (0, 0) {
-                return Err(Refused(Errno::Einval, "offset and length of a flush must be zero"));
+                return Err(Refused(
+                    Errno::Einval,
+                    "offset and length of a flush must be zero",
+                ));
             }
             return Ok(command);
         }
@@ -260,22 +293,36 @@ impl Session {
             allowed &= !command_flag::FAST_ZERO;
         }
         if raw.flags & !allowed != 0 {
-            return Err(Refused(Errno::Einval, "unknown flag, or not legal on this command"));
+            return Err(Refused(
+                Errno::Einval,
+                "unknown flag, or not legal on this command",
+            ));
         }
         Ok(())
     }
 
     fn accept_range(&self, raw: &RawRequest, command: Command) -> Result<(), Refused> {
         let sizes = self.export.block_sizes();
-        if matches!(command, Command::Read | Command::Write) && raw.length > sizes.maximum_payload() {
-            let errno = if raw.has(command_flag::DF) { Errno::Eoverflow } else { Errno::Einval };
+        if matches!(command, Command::Read | Command::Write) && raw.length > sizes.maximum_payload()
+        {
+            let errno = if raw.has(command_flag::DF) {
+                Errno::Eoverflow
+            } else {
+                Errno::Einval
+            };
             return Err(Refused(errno, "longer than the maximum payload"));
         }
         let minimum = sizes.minimum();
         if !raw.offset.is_multiple_of(u64::from(minimum)) || !raw.length.is_multiple_of(minimum) {
-            return Err(Refused(Errno::Einval, "not aligned to the minimum block size"));
+            return Err(Refused(
+                Errno::Einval,
+                "not aligned to the minimum block size",
+            ));
         }
-        let inside = raw.offset.checked_add(u64::from(raw.length)).is_some_and(|end| end <= self.export.size());
+        let inside = raw
+            .offset
+            .checked_add(u64::from(raw.length))
+            .is_some_and(|end| end <= self.export.size());
         if !inside {
             let errno = match command {
                 Command::Write | Command::WriteZeroes { .. } => Errno::Enospc,

@@ -12,8 +12,8 @@ use std::sync::{Arc, RwLock};
 use std::thread;
 
 use qrbd_nbd::{
-    BlockSizes, Command, Errno, ExportInfo, Extent, Handshake, ListedExport, OpenKind, Received, Refusal, Request,
-    Session, Step, TransmissionFlags, protocol,
+    BlockSizes, Command, Errno, ExportInfo, Extent, Handshake, ListedExport, OpenKind, Received,
+    Refusal, Request, Session, Step, TransmissionFlags, protocol,
 };
 
 pub const POLICY_TEXT: &str = "resource 'secondary' is Secondary here; the Primary is node-b";
@@ -44,7 +44,9 @@ impl MemoryServer {
         let export = |name: &str, flags, sizes| {
             let info = ExportInfo::new(name, size, flags, sizes).expect("size is whole blocks");
             MemoryExport {
-                info: info.with_description(format!("memory export {name}")).expect("short text"),
+                info: info
+                    .with_description(format!("memory export {name}"))
+                    .expect("short text"),
                 data: RwLock::new(vec![0; size as usize]),
                 broken: name == "broken",
                 slow_zero: name == "slow-zero",
@@ -67,7 +69,9 @@ impl MemoryServer {
 
     pub fn export(&self, name: &str) -> Option<&MemoryExport> {
         let name = if name.is_empty() { "disk" } else { name };
-        self.exports.iter().find(|export| export.info.name() == name)
+        self.exports
+            .iter()
+            .find(|export| export.info.name() == name)
     }
 
     /// Accepts connections for the life of the process.
@@ -76,7 +80,9 @@ impl MemoryServer {
         let server = Arc::clone(self);
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (Ok(stream), server) = (stream, Arc::clone(&server)) else { return };
+                let (Ok(stream), server) = (stream, Arc::clone(&server)) else {
+                    return;
+                };
                 thread::spawn(move || server.report(server.serve(stream)));
             }
         });
@@ -98,7 +104,9 @@ impl MemoryServer {
     }
 
     pub fn serve(&self, mut stream: UnixStream) -> io::Result<()> {
-        let Some(session) = self.handshake(&mut stream)? else { return Ok(()) };
+        let Some(session) = self.handshake(&mut stream)? else {
+            return Ok(());
+        };
         let export = self.export(session.export().name()).expect("opened above");
         let mut payload = Vec::new();
         loop {
@@ -110,7 +118,10 @@ impl MemoryServer {
             match session.check(&header).map_err(io::Error::other)? {
                 Received::Disconnect => return Ok(()),
                 Received::Answer(answer) => {
-                    io::copy(&mut (&mut stream).take(u64::from(answer.drain)), &mut io::sink())?;
+                    io::copy(
+                        &mut (&mut stream).take(u64::from(answer.drain)),
+                        &mut io::sink(),
+                    )?;
                     stream.write_all(&session.answer(&answer))?;
                 }
                 Received::Request(request) => {
@@ -152,13 +163,24 @@ impl MemoryServer {
         if name == "secondary" {
             return Err(Refusal::Policy(POLICY_TEXT.into()));
         }
-        let export = self.export(name).ok_or_else(|| Refusal::Unknown(format!("no export '{name}'")))?;
+        let export = self
+            .export(name)
+            .ok_or_else(|| Refusal::Unknown(format!("no export '{name}'")))?;
         Ok(export.info.clone())
     }
 
     pub fn list(&self) -> Vec<ListedExport> {
-        let names = self.exports.iter().map(|export| export.info.name()).chain(["secondary"]);
-        names.map(|name| ListedExport { name: name.into(), description: format!("memory export {name}") }).collect()
+        let names = self
+            .exports
+            .iter()
+            .map(|export| export.info.name())
+            .chain(["secondary"]);
+        names
+            .map(|name| ListedExport {
+                name: name.into(),
+                description: format!("memory export {name}"),
+            })
+            .collect()
     }
 }
 
@@ -176,15 +198,27 @@ impl MemoryExport {
         }
         match request.command {
             Command::Read | Command::Write if self.broken => {
-                return stream.write_all(&session.error(request.cookie, Errno::Eio, "the memory is broken"));
+                return stream.write_all(&session.error(
+                    request.cookie,
+                    Errno::Eio,
+                    "the memory is broken",
+                ));
             }
             Command::Read => {
                 let data = self.data.read().expect("no panic while locked");
                 return write_both(stream, &session.read_head(request), &data[range]);
             }
-            Command::Write => self.data.write().expect("no panic while locked")[range].copy_from_slice(payload),
-            Command::WriteZeroes { fast_zero: true, .. } if self.slow_zero => {
-                return stream.write_all(&session.error(request.cookie, Errno::Enotsup, "zeroes are slow here"));
+            Command::Write => {
+                self.data.write().expect("no panic while locked")[range].copy_from_slice(payload)
+            }
+            Command::WriteZeroes {
+                fast_zero: true, ..
+            } if self.slow_zero => {
+                return stream.write_all(&session.error(
+                    request.cookie,
+                    Errno::Enotsup,
+                    "zeroes are slow here",
+                ));
             }
             Command::WriteZeroes { .. } | Command::Trim => {
                 self.data.write().expect("no panic while locked")[range].fill(0);
@@ -194,7 +228,10 @@ impl MemoryExport {
             }
             Command::Cache => {}
             Command::BlockStatus { .. } => {
-                let extents = [Extent { length: request.length, status: 0 }];
+                let extents = [Extent {
+                    length: request.length,
+                    status: 0,
+                }];
                 return stream.write_all(&session.block_status(request, &extents));
             }
         }

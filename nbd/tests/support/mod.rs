@@ -3,7 +3,7 @@
 
 pub mod memory;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use memory::MemoryServer;
 use qrbd_nbd::client::encode_option;
@@ -19,7 +19,9 @@ pub fn counted(text: &str) -> Vec<u8> {
 pub fn info_option(option: u32, name: &str, kinds: &[u16]) -> Vec<u8> {
     let mut data = counted(name);
     data.extend((kinds.len() as u16).to_be_bytes());
-    kinds.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
+    kinds
+        .iter()
+        .for_each(|kind| data.extend(kind.to_be_bytes()));
     encode_option(option, &data)
 }
 
@@ -43,6 +45,9 @@ pub enum End {
     Failed(HandshakeError),
 }
 
+/// The memory is never touched here, so all conversations share it.
+static SERVER: LazyLock<Arc<MemoryServer>> = LazyLock::new(|| MemoryServer::new(1 << 20));
+
 /// A handshake answered by the memory server, fed in pieces.
 pub struct Conversation {
     pub server: Arc<MemoryServer>,
@@ -59,7 +64,13 @@ impl Conversation {
         let greeting = handshake.take_output();
         assert_eq!(greeting.len(), protocol::GREETING_LENGTH);
         let (output, left_over) = (Vec::new(), Vec::new());
-        Self { server: MemoryServer::new(1 << 20), handshake, output, end: End::Open, left_over }
+        Self {
+            server: Arc::clone(&SERVER),
+            handshake,
+            output,
+            end: End::Open,
+            left_over,
+        }
     }
 
     /// After the client's flags.
@@ -83,7 +94,9 @@ impl Conversation {
                     break;
                 }
                 Ok(Step::NeedAnswer) => unreachable!("every question is answered at once"),
-                Ok(Step::Open(open)) => self.handshake.answer_open(self.server.open(&open.name, open.kind)),
+                Ok(Step::Open(open)) => self
+                    .handshake
+                    .answer_open(self.server.open(&open.name, open.kind)),
                 Ok(Step::List) => self.handshake.answer_list(Ok(self.server.list())),
                 Ok(Step::Transmission(session)) => self.end = End::Transmission(Box::new(session)),
                 Ok(Step::Aborted) => self.end = End::Aborted,
@@ -117,12 +130,19 @@ pub fn option_replies(mut bytes: &[u8]) -> Vec<OptionReply> {
         assert_eq!(bytes[..8], protocol::OPTION_REPLY_MAGIC.to_be_bytes());
         let length = number(16) as usize;
         let data = bytes[20..20 + length].to_vec();
-        replies.push(OptionReply { option: number(8), kind: number(12), data });
+        replies.push(OptionReply {
+            option: number(8),
+            kind: number(12),
+            data,
+        });
         bytes = &bytes[20 + length..];
     }
     replies
 }
 
 pub fn kinds(bytes: &[u8]) -> Vec<u32> {
-    option_replies(bytes).into_iter().map(|reply| reply.kind).collect()
+    option_replies(bytes)
+        .into_iter()
+        .map(|reply| reply.kind)
+        .collect()
 }
