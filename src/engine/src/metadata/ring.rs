@@ -41,7 +41,7 @@ const AT_SLOT_COUNT: usize = 12;
 const AT_SEQUENCE: usize = 16;
 const AT_CONTEXT_START: usize = 24;
 const AT_CONTEXT_COUNT: usize = 26;
-const AT_RESERVED: usize = 28;
+const AT_RING_BLOCKS: usize = 28;
 const AT_UPDATE_SLOTS: usize = 32;
 const AT_UPDATE_EXTENTS: usize = AT_UPDATE_SLOTS + 2 * MAX_UPDATES;
 const AT_CONTEXT: usize = AT_UPDATE_EXTENTS + 4 * MAX_UPDATES;
@@ -139,6 +139,7 @@ impl RingWriter {
         put_u64(&mut block, AT_SEQUENCE, sequence);
         put_u16(&mut block, AT_CONTEXT_START, start as u16);
         put_u16(&mut block, AT_CONTEXT_COUNT, count as u16);
+        put_u32(&mut block, AT_RING_BLOCKS, self.ring_blocks);
         for (index, &(slot, extent)) in updates.iter().enumerate() {
             assert!(
                 usize::from(slot) < self.slots,
@@ -288,7 +289,7 @@ struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
-    fn decode(block: &'a MetadataBlock) -> Result<Transaction<'a>, BlockError> {
+    fn decode(block: &'a MetadataBlock, ring_blocks: u32) -> Result<Transaction<'a>, BlockError> {
         let field = |field, value: usize| {
             Err(BlockError::Field {
                 field,
@@ -304,6 +305,10 @@ impl<'a> Transaction<'a> {
         let version = get_u16(block, AT_VERSION);
         if version != FORMAT_VERSION {
             return Err(BlockError::Version { version });
+        }
+        let found = get_u32(block, AT_RING_BLOCKS);
+        if found != ring_blocks {
+            return field("ring blocks", found as usize);
         }
         let sequence = get_u64(block, AT_SEQUENCE);
         let slots = get_u32(block, AT_SLOT_COUNT);
@@ -338,7 +343,6 @@ impl<'a> Transaction<'a> {
             return field("update slot", slot);
         }
         let unused = [
-            (AT_RESERVED, AT_UPDATE_SLOTS),
             (AT_UPDATE_SLOTS + 2 * updates, AT_UPDATE_EXTENTS),
             (AT_UPDATE_EXTENTS + 4 * updates, AT_CONTEXT),
             (AT_CONTEXT + 4 * count, block.len()),
@@ -375,7 +379,7 @@ impl<'a> Transaction<'a> {
 
 /// Reads the whole ring.
 ///
-/// The block in which the next transaction would lie may be damaged: a crash tore it, and it is ignored.
+/// The block in which the next transaction would lie may fail its checksum: a crash tore it, and it is ignored.
 ///
 /// # Errors
 /// [`RingError`] for damage beyond that.
@@ -387,10 +391,7 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, RingError> {
     {
         return Err(RingError::Length { bytes: bytes.len() });
     }
-    let blocks: Vec<Result<Transaction<'_>, BlockError>> = bytes
-        .chunks_exact(block_bytes)
-        .map(|block| Transaction::decode(block.try_into().expect("a chunk of 4 KiB")))
-        .collect();
+    let blocks: Vec<Result<Transaction<'_>, BlockError>> = transactions(bytes).collect();
     let ring = blocks.len() as u64;
     let Some(newest) = blocks.iter().flatten().max_by_key(|block| block.sequence) else {
         let error = blocks
@@ -408,7 +409,7 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, RingError> {
         let index = ((next_sequence + step) % ring) as u32;
         let transaction = match &blocks[index as usize] {
             Ok(transaction) => transaction,
-            Err(_) if step == 0 => {
+            Err(BlockError::NoMagic | BlockError::Checksum) if step == 0 => {
                 torn = Some(index);
                 continue;
             }
@@ -467,9 +468,19 @@ pub fn replay(bytes: &[u8]) -> Result<Replay, RingError> {
 /// A sequence above every whole block of a ring that needs no replay, for [`RingWriter::fresh`].
 #[must_use]
 pub fn sequence_after(bytes: &[u8]) -> u64 {
+    transactions(bytes)
+        .flatten()
+        .map(|block| block.sequence + 1)
+        .max()
+        .unwrap_or(0)
+}
+
+fn transactions(bytes: &[u8]) -> impl Iterator<Item = Result<Transaction<'_>, BlockError>> {
     let blocks = bytes.chunks_exact(METADATA_BLOCK_BYTES as usize);
-    let whole = blocks.filter_map(|block| Transaction::decode(block.try_into().ok()?).ok());
-    whole.map(|block| block.sequence + 1).max().unwrap_or(0)
+    let ring_blocks = blocks.len() as u32;
+    blocks.map(move |block| {
+        Transaction::decode(block.try_into().expect("a chunk of 4 KiB"), ring_blocks)
+    })
 }
 
 #[cfg(test)]

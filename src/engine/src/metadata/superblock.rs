@@ -541,4 +541,4 @@ fn foreign(block: &MetadataBlock) -> SuperblockError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::metadata) mod tests;
