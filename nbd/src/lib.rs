@@ -5,6 +5,7 @@
 //!
 //! Invariants:
 //! - No sockets, threads, clocks or files. Bytes go in, bytes and typed events come out; the owner moves them.
+//!   Only the client has a thin wrapper that moves them itself, over any `Read + Write`.
 //! - No input of the other side panics, hangs or makes memory grow: every length is checked against `limits` first.
 //! - Payload is never copied by the server's side. The validator says how many payload bytes follow, the owner reads them
 //!   into its own buffer; for a READ it sends the head made here and then its own buffer.

@@ -139,7 +139,7 @@ fn too_little_or_too_much_data_breaks_the_protocol() {
     broken(
         true,
         READ,
-        &[data(0, 1000, b"0123456789"), data(DONE, 1000, b"0")].concat(),
+        &[data(0, 1000, b"0123456789"), data(0, 1000, b"0")].concat(),
     );
     broken(true, READ, &structured(DONE, chunk::NONE, b""));
 }

@@ -6,61 +6,16 @@
 //!
 //! Invariant: a reply is expected before the first byte of its request is sent.
 
-use std::io::{self, IoSlice, Read, Write};
-use std::sync::mpsc;
+use std::io::{Read, Write};
 
 use crate::protocol::{Cookie, Extent, command, limits};
 
 use super::ClientError;
+use super::halves::{self, Receiver, Sender};
 use super::handshake::{ClientHandshake, ClientOptions, Negotiated};
 use super::reply::{Expected, Reply, ReplyDecoder};
 use super::request::{RequestFlags, encode_request};
-
-const INPUT_BUFFER: usize = 256 * 1024;
-
-/// Received bytes that are not decoded yet.
-#[derive(Debug)]
-struct Input {
-    bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
-
-impl Input {
-    fn new() -> Self {
-        Self {
-            bytes: vec![0; INPUT_BUFFER].into_boxed_slice(),
-            start: 0,
-            end: 0,
-        }
-    }
-
-    /// The next reply: from what is here, or after reading more. `announced` yields the requests sent from elsewhere; it
-    /// is asked after each read, so what was announced before the bytes arrived is surely known.
-    fn reply(
-        &mut self,
-        stream: &mut impl Read,
-        decoder: &mut ReplyDecoder,
-        mut announced: impl FnMut() -> Option<(Cookie, Expected)>,
-    ) -> Result<Reply, ClientError> {
-        loop {
-            let mut rest = &self.bytes[self.start..self.end];
-            let reply = decoder.advance(&mut rest)?;
-            self.start = self.end - rest.len();
-            if let Some(reply) = reply {
-                return Ok(reply);
-            }
-            self.start = 0;
-            self.end = 0;
-            self.end = read_some(stream, &mut self.bytes)?;
-            while let Some((cookie, expected)) = announced() {
-                if !decoder.expect(cookie, expected) {
-                    return Err(cookie_in_flight(cookie));
-                }
-            }
-        }
-    }
-}
+use super::stream::{Input, cookie_in_flight, payload_length, read_some, write_both};
 
 /// A connected client.
 #[derive(Debug)]
@@ -357,18 +312,7 @@ impl<S: Read + Write> Client<S> {
 
     /// Two halves for two threads; `sending` is a second handle of the same stream (`try_clone`).
     pub fn split(self, sending: S) -> (Sender<S>, Receiver<S>) {
-        let (announce, announced) = mpsc::channel();
-        let sender = Sender {
-            stream: sending,
-            announce,
-        };
-        let receiver = Receiver {
-            stream: self.stream,
-            decoder: self.decoder,
-            input: self.input,
-            announced,
-        };
-        (sender, receiver)
+        halves::split(sending, self.stream, self.decoder, self.input)
     }
 
     fn maximum_payload(&self) -> usize {
@@ -400,154 +344,4 @@ impl<S: Read + Write> Client<S> {
             Err(error) => Err(ClientError::Request(error)),
         }
     }
-}
-
-/// The sending half of a [`Client::split`]. The caller chooses cookies that are not in flight.
-#[derive(Debug)]
-pub struct Sender<S> {
-    stream: S,
-    announce: mpsc::Sender<(Cookie, Expected)>,
-}
-
-impl<S: Write> Sender<S> {
-    /// Sends a READ.
-    ///
-    /// # Errors
-    /// Of the stream; `BrokenPipe` when the receiving half is gone.
-    pub fn send_read(
-        &mut self,
-        cookie: Cookie,
-        offset: u64,
-        length: u32,
-    ) -> Result<(), ClientError> {
-        self.announce(cookie, Expected::Data { offset, length })?;
-        self.send(
-            command::READ,
-            RequestFlags::NONE,
-            cookie,
-            offset,
-            length,
-            &[],
-        )
-    }
-
-    /// Sends a WRITE.
-    ///
-    /// # Errors
-    /// As [`Sender::send_read`].
-    ///
-    /// # Panics
-    /// When `data` is longer than 4 GiB.
-    pub fn send_write(
-        &mut self,
-        cookie: Cookie,
-        offset: u64,
-        data: &[u8],
-        fua: bool,
-    ) -> Result<(), ClientError> {
-        self.announce(cookie, Expected::Nothing)?;
-        self.send(
-            command::WRITE,
-            RequestFlags::fua(fua),
-            cookie,
-            offset,
-            payload_length(data),
-            data,
-        )
-    }
-
-    /// Sends a FLUSH.
-    ///
-    /// # Errors
-    /// As [`Sender::send_read`].
-    pub fn send_flush(&mut self, cookie: Cookie) -> Result<(), ClientError> {
-        self.announce(cookie, Expected::Nothing)?;
-        self.send(command::FLUSH, RequestFlags::NONE, cookie, 0, 0, &[])
-    }
-
-    /// Says goodbye; the receiver gets the outstanding replies, then `UnexpectedEof`.
-    ///
-    /// # Errors
-    /// Of the stream.
-    pub fn disconnect(mut self) -> Result<(), ClientError> {
-        self.send(command::DISC, RequestFlags::NONE, Cookie(0), 0, 0, &[])
-    }
-
-    fn announce(&mut self, cookie: Cookie, expected: Expected) -> Result<(), ClientError> {
-        let gone = |_| ClientError::Io(io::ErrorKind::BrokenPipe.into());
-        self.announce.send((cookie, expected)).map_err(gone)
-    }
-
-    fn send(
-        &mut self,
-        command: u16,
-        flags: RequestFlags,
-        cookie: Cookie,
-        offset: u64,
-        length: u32,
-        payload: &[u8],
-    ) -> Result<(), ClientError> {
-        let header = encode_request(command, flags, cookie, offset, length);
-        Ok(write_both(&mut self.stream, &header, payload)?)
-    }
-}
-
-/// The receiving half of a [`Client::split`].
-#[derive(Debug)]
-pub struct Receiver<S> {
-    stream: S,
-    decoder: ReplyDecoder,
-    input: Input,
-    announced: mpsc::Receiver<(Cookie, Expected)>,
-}
-
-impl<S: Read> Receiver<S> {
-    /// Waits for the next reply, as [`Client::receive_reply`].
-    ///
-    /// # Errors
-    /// The connection is lost, `UnexpectedEof` when the server closed it.
-    pub fn receive_reply(&mut self) -> Result<Reply, ClientError> {
-        let Self {
-            stream,
-            decoder,
-            input,
-            announced,
-        } = self;
-        input.reply(stream, decoder, || announced.try_recv().ok())
-    }
-}
-
-fn cookie_in_flight(cookie: Cookie) -> ClientError {
-    ClientError::protocol(format!("cookie {:#x} is in flight already", cookie.0))
-}
-
-fn payload_length(data: &[u8]) -> u32 {
-    u32::try_from(data.len()).expect("a payload below 4 GiB")
-}
-
-/// At least one byte; the end of the stream is an error.
-fn read_some(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match stream.read(buffer) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-}
-
-/// Header and payload with as few calls as the stream allows.
-fn write_both(stream: &mut impl Write, header: &[u8], payload: &[u8]) -> io::Result<()> {
-    let mut written = 0;
-    while written < header.len() {
-        let slices = [IoSlice::new(&header[written..]), IoSlice::new(payload)];
-        match stream.write_vectored(&slices) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => written += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    stream.write_all(&payload[written - header.len()..])?;
-    stream.flush()
 }

@@ -1,15 +1,19 @@
 //! A small client: for tests, tools and load generators.
 //!
-//! `handshake`, `request` and `reply` do no I/O; `blocking` wraps them around any `Read + Write`.
+//! `handshake`, `request` and `reply` do no I/O; `blocking`, `halves` and `stream` wrap them around any
+//! `Read + Write`.
 //!
 //! Deliberately absent: TLS, reconnection, and more metadata contexts than `base:allocation`.
 
 mod blocking;
+mod halves;
 mod handshake;
 mod reply;
 mod request;
+mod stream;
 
-pub use blocking::{Client, Receiver, Sender};
+pub use blocking::Client;
+pub use halves::{Receiver, Sender};
 pub use handshake::{ClientHandshake, ClientOptions, Negotiated, WireBlockSizes, encode_option};
 pub use reply::{Expected, Reply, ReplyDecoder, ReplyError};
 pub use request::{RequestFlags, encode_request};
