@@ -11,6 +11,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use tokio::task::coop::poll_proceed;
+
 use crate::buffer::{MAX_BUFFER_BYTES, Payload};
 use crate::device::DeviceInfo;
 use crate::error::{DiskError, DiskErrorKind, OperationKind};
@@ -210,7 +212,12 @@ pub struct Completed<'a, R: Reactor + ?Sized> {
 impl<R: Reactor + ?Sized> Future for Completed<'_, R> {
     type Output = ();
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.reactor.poll_completed(context)
+        self.reactor.flush();
+        // Devices that complete at once must not keep the thread from its other tasks.
+        let budget = std::task::ready!(poll_proceed(context));
+        std::task::ready!(self.reactor.poll_completed(context));
+        budget.made_progress();
+        Poll::Ready(())
     }
 }
 
