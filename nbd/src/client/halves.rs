@@ -36,7 +36,7 @@ pub(super) fn split<S>(
     )
 }
 
-/// The sending half of a [`Client::split`]. The caller chooses cookies that are not in flight.
+/// The sending half of a [`super::Client::split`]. The caller chooses cookies that are not in flight.
 #[derive(Debug)]
 pub struct Sender<S> {
     stream: S,
@@ -126,7 +126,7 @@ impl<S: Write> Sender<S> {
     }
 }
 
-/// The receiving half of a [`Client::split`].
+/// The receiving half of a [`super::Client::split`].
 #[derive(Debug)]
 pub struct Receiver<S> {
     stream: S,
@@ -136,7 +136,7 @@ pub struct Receiver<S> {
 }
 
 impl<S: Read> Receiver<S> {
-    /// Waits for the next reply, as [`Client::receive_reply`].
+    /// Waits for the next reply, as [`super::Client::receive_reply`].
     ///
     /// # Errors
     /// The connection is lost, `UnexpectedEof` when the server closed it.

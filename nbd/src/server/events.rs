@@ -10,11 +10,11 @@ use super::request::Session;
 pub enum Step {
     /// All input is consumed: send the output, then bring more bytes.
     NeedInput,
-    /// An answer is outstanding: call [`Handshake::answer_open`] or [`Handshake::answer_list`].
+    /// An answer is outstanding: call [`super::Handshake::answer_open`] or [`super::Handshake::answer_list`].
     NeedAnswer,
-    /// Decide about an export and call [`Handshake::answer_open`].
+    /// Decide about an export and call [`super::Handshake::answer_open`].
     Open(Open),
-    /// Collect the exports and call [`Handshake::answer_list`].
+    /// Collect the exports and call [`super::Handshake::answer_list`].
     List,
     /// The handshake is over. Send the output; what is left of the input are requests.
     Transmission(Session),
