@@ -1,7 +1,7 @@
 //! Owns the normalised text of a configuration, in the manner of `drbdadm dump`.
 //!
-//! The text is a configuration again, and reading it gives the same model. What `common` says is printed in every resource that
-//! inherits it, so that one resource's text stands alone. Secrets are printed: the text is for whoever may read the files.
+//! The text is a configuration again, and reading it gives the same model. What `common` or a template file says is printed in
+//! every resource that inherits it, so that one resource's text stands alone. Secrets are printed: the text is for whoever may read the files.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use crate::model::{Connection, DiskSource, Loaded, MetaDisk, Node, Resource, Volume};
 use crate::settings::{Settings, bare_or_quoted, quote};
 
-/// All resources that can be used, after `global` and `common`.
+/// All resources that can be used, after `global` and, if all of them inherit it, `common`.
 #[must_use]
 pub fn dump(loaded: &Loaded) -> String {
     let mut printer = Printer::default();
@@ -17,10 +17,16 @@ pub fn dump(loaded: &Loaded) -> String {
         printer.line(&format!("# {}", one_line(&main.to_string_lossy())));
     }
     printer.section("global", &loaded.global.settings);
-    if loaded
-        .common
+    // A resource with a template file has other defaults, and its text does not name that file.
+    let inherited = loaded
+        .resources
         .iter()
-        .any(|(_, settings)| !settings.is_empty())
+        .all(|resource| resource.inherits_common);
+    if inherited
+        && loaded
+            .common
+            .iter()
+            .any(|(_, settings)| !settings.is_empty())
     {
         printer.open("common");
         for (name, settings) in &loaded.common {

@@ -78,6 +78,7 @@ impl Lexer {
             column: self.column,
             length: 1,
             line_start: self.line_start,
+            secret: false,
         }
     }
 

@@ -280,7 +280,7 @@ impl Loader {
     ) -> Result<(), ConfigError> {
         let word = statement.keyword();
         match word.text.as_str() {
-            _ if word.quoted => Err(unknown_word(word, "the top level", TOP_WORDS)),
+            _ if word.quoted => Err(unknown_word(word, "at the top level", TOP_WORDS)),
             "skip" => {
                 if let [_, kind, name] = statement.words.as_slice()
                     && kind.is("resource")
@@ -328,7 +328,7 @@ impl Loader {
                 Ok(())
             }
             _ => {
-                let mut error = unknown_word(word, "the top level", TOP_WORDS);
+                let mut error = unknown_word(word, "at the top level", TOP_WORDS);
                 if matches!(
                     word.text.as_str(),
                     "net" | "disk" | "options" | "startup" | "handlers" | "on" | "volume"
@@ -476,7 +476,7 @@ impl Loader {
                     _ => {
                         return Err(unknown_word(
                             statement.keyword(),
-                            "a template file",
+                            "in a template file",
                             &["common", "global", "skip"],
                         ));
                     }

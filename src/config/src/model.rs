@@ -131,6 +131,8 @@ pub struct Resource {
     pub local: Option<usize>,
     /// Its connections, also those between other nodes.
     pub connections: Vec<Connection>,
+    /// True if its defaults come from `common`, false if a template file replaced that.
+    pub inherits_common: bool,
     /// Options of the resource on this node.
     pub options: ResourceOptions,
     /// Programs to run at events.

@@ -93,7 +93,8 @@ pub(crate) fn common(block: &Block, findings: &mut Findings) -> Sections {
             Some(result) => result,
             None if statement.keyword().is("skip") => Ok(()),
             None => {
-                let mut error = unknown_word(statement.keyword(), "section `common`", COMMON_WORDS);
+                let mut error =
+                    unknown_word(statement.keyword(), "in section `common`", COMMON_WORDS);
                 if RESOURCE_WORDS.contains(&statement.keyword().text.as_str()) {
                     error.notes.insert(
                         0,
@@ -281,7 +282,7 @@ fn resource_statement(
         _ => option_section(statement, &mut raw.sections, findings).unwrap_or_else(|| {
             Err(unknown_word(
                 word,
-                &format!("`resource {}`", raw.name.text),
+                &format!("in `resource {}`", raw.name.text),
                 RESOURCE_WORDS,
             ))
         }),
@@ -356,7 +357,7 @@ fn volume_statement(
             "device" | "disk" | "meta-disk" | "flexible-meta-disk" => volume.place(inner),
             _ => Err(unknown_word(
                 word,
-                &format!("`volume {number}`"),
+                &format!("in `volume {number}`"),
                 VOLUME_WORDS,
             )),
         };
@@ -545,7 +546,7 @@ fn host_statement(
         "device" | "disk" | "meta-disk" | "flexible-meta-disk" | "volume" => {
             volume_statement(&mut host.volumes, statement, findings)
         }
-        _ => Err(unknown_word(word, &format!("`{owner}`"), HOST_WORDS)),
+        _ => Err(unknown_word(word, &format!("in `{owner}`"), HOST_WORDS)),
     }
 }
 
@@ -657,7 +658,7 @@ fn connection_statement(
                     "skip" => Ok(()),
                     _ => Err(unknown_word(
                         keyword,
-                        "`volume` of a connection",
+                        "in `volume` of a connection",
                         &["disk", "skip"],
                     )),
                 };
@@ -680,8 +681,8 @@ fn connection_statement(
                 .insert(number, (sections.disk, word.at.clone()));
             Ok(())
         }
-        _ if connection.mesh => Err(unknown_word(word, "`connection-mesh`", MESH_WORDS)),
-        _ => Err(unknown_word(word, "`connection`", CONNECTION_WORDS)),
+        _ if connection.mesh => Err(unknown_word(word, "in `connection-mesh`", MESH_WORDS)),
+        _ => Err(unknown_word(word, "in `connection`", CONNECTION_WORDS)),
     }
 }
 
@@ -691,7 +692,7 @@ fn path(statement: &Statement, findings: &mut Findings) -> Result<[RawEnd; 2], C
     for inner in &only_block(statement)?.statements {
         match inner.keyword().text.as_str() {
             "host" => ends.push(end(inner, findings)?),
-            _ => return Err(unknown_word(inner.keyword(), "`path`", &["host"])),
+            _ => return Err(unknown_word(inner.keyword(), "in `path`", &["host"])),
         }
     }
     <[RawEnd; 2]>::try_from(ends).map_err(|ends| {

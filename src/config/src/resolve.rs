@@ -115,6 +115,7 @@ impl<'a> Resolver<'a> {
             position: self.raw.at.position(),
             local,
             connections,
+            inherits_common: self.raw.template.is_none(),
             options: ResourceOptions::new(if local.is_some() {
                 &options
             } else {

@@ -224,7 +224,7 @@ fn unknown_option(word: &Word, section_name: &str, section: Option<Section>) -> 
             .map(|(_, name, ..)| *name),
     );
     allowed.sort_unstable();
-    let mut error = unknown_word(word, &format!("section `{section_name}`"), &allowed);
+    let mut error = unknown_word(word, &format!("in section `{section_name}`"), &allowed);
     for other in SECTIONS.iter().filter(|other| Some(**other) != section) {
         if other.find(&word.text).is_some() {
             error.notes.insert(
@@ -236,13 +236,16 @@ fn unknown_option(word: &Word, section_name: &str, section: Option<Section>) -> 
     error
 }
 
-/// The error for a word that is none of `allowed`.
+/// The error for a word that is none of `allowed`; `place` reads like "in section `net`".
 pub(crate) fn unknown_word(word: &Word, place: &str, allowed: &[&str]) -> ConfigError {
-    let shown: String = word.text.chars().take(64).collect();
+    let mut shown: String = word.text.chars().take(64).collect();
+    if let Some(at) = shown.find('=').filter(|_| word.text.contains("secr")) {
+        shown.truncate(at);
+    }
     let mut error = ConfigError::at(
         ErrorKind::UnknownWord,
         &word.at,
-        format!("unknown word `{shown}` in {place}"),
+        format!("unknown word `{shown}` {place}"),
     );
     if let Some((name, _)) = word.text.split_once('=') {
         error = error.note(format!("values are written without `=`: `{name} VALUE;`"));
@@ -258,13 +261,8 @@ pub(crate) fn no_more_words(statement: &Statement, count: usize) -> Result<(), C
         return Ok(());
     };
     let last = &statement.words[count - 1];
-    if extra.text == "=" {
-        return Err(ConfigError::at(
-            ErrorKind::Syntax,
-            &extra.at,
-            "values are written without `=`",
-        )
-        .note(format!("write `{} VALUE;`", statement.keyword().text)));
+    if extra.is("=") {
+        return Err(without_equals_sign(statement, extra));
     }
     if extra.at.line > last.at.line {
         return Err(ConfigError::at(
@@ -274,15 +272,29 @@ pub(crate) fn no_more_words(statement: &Statement, count: usize) -> Result<(), C
         ));
     }
     let shown: String = extra.text.chars().take(64).collect();
+    let shown = if extra.at.secret {
+        "second word".to_string()
+    } else {
+        format!("`{shown}`")
+    };
     Err(ConfigError::at(
         ErrorKind::Syntax,
         &extra.at,
         format!(
-            "unexpected `{shown}` after `{}`",
+            "unexpected {shown} after `{}`",
             title(&statement.words[..count])
         ),
     )
     .note("is a `;` missing before it?"))
+}
+
+fn without_equals_sign(statement: &Statement, sign: &Word) -> ConfigError {
+    ConfigError::at(
+        ErrorKind::Syntax,
+        &sign.at,
+        "values are written without `=`",
+    )
+    .note(format!("write `{} VALUE;`", statement.keyword().text))
 }
 
 /// The only argument of `statement`, which has no block.
@@ -299,6 +311,9 @@ pub(crate) fn one_argument<'a>(
             format!("`{}` needs {what}", word.text),
         ));
     };
+    if argument.is("=") {
+        return Err(without_equals_sign(statement, argument));
+    }
     no_more_words(statement, 2)?;
     Ok(argument)
 }

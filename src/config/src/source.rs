@@ -1,7 +1,8 @@
 //! Owns the text of a configuration file and the places in it.
 //!
 //! Lines and columns count from 1; columns count characters. A [`Location`] keeps its text alive so that an error can show
-//! the line it speaks of long after the file was parsed. A line that holds a `shared-secret` is never shown.
+//! the line it speaks of long after the file was parsed. A line that holds a `shared-secret`, or what looks like
+//! a misspelling of that, is never shown.
 
 use std::fmt;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub(crate) struct Location {
     pub(crate) column: u32,
     pub(crate) length: u32,
     pub(crate) line_start: usize,
+    /// A value that no message may show.
+    pub(crate) secret: bool,
 }
 
 impl fmt::Debug for Location {
@@ -72,10 +75,10 @@ impl Location {
     pub(crate) fn excerpt(&self) -> Excerpt {
         let rest = &self.source.text[self.line_start..];
         let line = rest.split('\n').next().unwrap_or_default();
-        if line.contains("shared-secret") {
+        if self.secret || line.to_ascii_lowercase().contains("secr") {
             return Excerpt {
                 line_number: self.line,
-                text: "(line with a shared-secret)".to_string(),
+                text: "(a line with a secret is not shown)".to_string(),
                 carets: String::new(),
             };
         }

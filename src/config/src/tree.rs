@@ -101,7 +101,7 @@ impl TreeParser {
         let mut words = Vec::new();
         loop {
             match self.next() {
-                Token::Word(word) => words.push(word),
+                Token::Word(word) => add(&mut words, word),
                 Token::Semicolon(at) if words.is_empty() => {
                     return Top::Stray(stray(&at, "`;` without a statement"));
                 }
@@ -116,7 +116,7 @@ impl TreeParser {
                             .note("remove it, or look for a `{` missing above"),
                     );
                 }
-                Token::Bad(at, why) => return Top::Stray(stray(&at, why)),
+                Token::Bad(at, why) => return Top::Stray(bad(&words, at, why)),
                 Token::End if words.is_empty() => return Top::End,
                 Token::End => return Top::Stray(unfinished(&words)),
             }
@@ -150,7 +150,7 @@ impl TreeParser {
         let mut words: Vec<Word> = Vec::new();
         loop {
             match self.next() {
-                Token::Word(word) => words.push(word),
+                Token::Word(word) => add(&mut words, word),
                 Token::Semicolon(at) if words.is_empty() => {
                     return Err(stray(&at, "`;` without a statement")
                         .note("a section's `}` is not followed by `;`"));
@@ -190,7 +190,7 @@ impl TreeParser {
                 }
                 Token::Close(_) if words.is_empty() => return Ok(Block { statements }),
                 Token::Close(_) => return Err(unfinished(&words)),
-                Token::Bad(at, why) => return Err(stray(&at, why)),
+                Token::Bad(at, why) => return Err(bad(&words, at, why)),
                 Token::End => return Err(unclosed(owner)),
             }
         }
@@ -251,14 +251,31 @@ impl TreeParser {
     }
 }
 
+/// Puts a word to its statement; the value of `shared-secret` is marked.
+fn add(words: &mut Vec<Word>, mut word: Word) {
+    word.at.secret = holds_secret(words);
+    words.push(word);
+}
+
+fn holds_secret(words: &[Word]) -> bool {
+    words
+        .first()
+        .is_some_and(|first| first.text == "shared-secret")
+}
+
+fn bad(words: &[Word], mut at: Location, why: &str) -> ConfigError {
+    at.secret = holds_secret(words);
+    stray(&at, why)
+}
+
 fn skips(words: &[Word]) -> bool {
     words[0].is("skip")
 }
 
-/// The words before a block, as errors name it.
+/// The first words of a statement, as errors name it; a secret is left out.
 pub(crate) fn title(words: &[Word]) -> String {
     let mut text = String::new();
-    for word in words.iter().take(3) {
+    for word in words.iter().take(3).filter(|word| !word.at.secret) {
         if !text.is_empty() {
             text.push(' ');
         }
