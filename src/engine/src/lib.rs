@@ -9,7 +9,10 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod activity_log;
 pub mod bitmap;
+pub mod generation;
 pub mod limits;
 pub mod metadata;
+pub mod split_brain;
 pub mod units;
