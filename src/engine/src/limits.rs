@@ -16,3 +16,25 @@ pub const MAX_DEVICE_BYTES: u64 = 1 << 50;
 pub const MIN_AL_EXTENTS: u32 = 7;
 /// Default number of activity-log extents.
 pub const DEFAULT_AL_EXTENTS: u32 = 1237;
+/// Operations that a peer may have sent and the receiver has not finished; more is a protocol error.
+pub const MAX_BUFFERED_OPERATIONS: usize = 16_384;
+/// Operations sent to a peer and not yet written there, above which clients are slowed.
+pub const MAX_UNWRITTEN_OPERATIONS: usize = 8_192;
+/// Milliseconds without a new write after which an open epoch is closed, so that its entries can retire.
+pub const IDLE_BARRIER_MS: u64 = 100;
+/// Milliseconds that a command waits for the state to settle.
+pub const COMMAND_PATIENCE_MS: u64 = 10_000;
+/// Milliseconds that the peers have for their vote on a promotion.
+pub const VOTE_TIMEOUT_MS: u64 = 5_000;
+/// Largest resync operation.
+pub const RESYNC_REQUEST_BYTES: u64 = 256 << 10;
+/// Bytes of resync data in flight while clients are busy.
+pub const RESYNC_BUSY_WINDOW_BYTES: u64 = 512 << 10;
+/// Resync data after which the target is asked to make it durable.
+pub const RESYNC_FLUSH_BYTES: u64 = 32 << 20;
+/// Milliseconds after the last client I/O during which resync yields.
+pub const APPLICATION_BUSY_MS: u64 = 20;
+/// Bytes of run-length coded bitmap in one message.
+pub const BITMAP_PART_BYTES: usize = 64 << 10;
+/// Bytes of text in a goodbye.
+pub const MAX_TEXT_BYTES: usize = 512;

@@ -1,0 +1,377 @@
+//! What happens when something is lost: a connection, the peer's disk, the local disk.
+//!
+//! The order is always the same: first remember what may differ (bits, in memory, covered by the activity log), then record durably
+//! that this node goes on alone (W8), and only then let waiting requests go on. `completion_gate` holds them back until the new
+//! superblock is durable.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::api::{Effect, IoError, Payload};
+use crate::engine::Engine;
+use crate::generation::Identifiers;
+use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
+use crate::units::{ByteRange, Generation, NodeId, VolumeNumber};
+use crate::volume::After;
+use crate::wire::{GoodbyeReason, Message};
+
+impl<P: Payload> Engine<P> {
+    // ---- the connection -----------------------------------------------------------------------------------------------------
+
+    /// Ends the session from this side and tries again later, if the connection is wanted.
+    pub(crate) fn drop_session(&mut self, p: usize, state: ConnectionState, rule: &'static str) {
+        if let Some(session) = self.peers[p].session {
+            let node = self.peers[p].config.node_id;
+            self.connection_lost(p, state, rule);
+            self.effect(Effect::CloseSession { peer: node, session });
+        }
+    }
+
+    /// Says why and ends the session, so that both sides shake hands again.
+    pub(crate) fn renegotiate(&mut self, p: usize, why: &'static str) {
+        if self.peers[p].session.is_some() {
+            self.send(p, Message::Goodbye { reason: GoodbyeReason::Renegotiate, text: String::from(why) });
+            self.drop_session(p, ConnectionState::TearDown, why);
+        }
+    }
+
+    /// The session is gone. Everything that the peer may miss is marked, waiting requests go on by the rules for a lone node.
+    pub(crate) fn connection_lost(&mut self, p: usize, state: ConnectionState, rule: &'static str) {
+        let node = self.peers[p].config.node_id;
+        self.peers[p].session = None;
+        self.peers[p].hello_sent = None;
+        self.peers[p].hello_received = None;
+        self.peers[p].handshake_deadline = None;
+        self.peers[p].ping = None;
+        self.peers[p].stalled = None;
+        self.peers[p].idle_barrier = None;
+        self.peers[p].granted = None;
+        self.peers[p].acks_written.clear();
+        self.peers[p].role = Role::Unknown;
+        for v in 0..self.volumes.len() {
+            self.stop_resync(p, v);
+            self.set_replication(p, v, ReplicationState::Off, rule);
+            let device = &mut self.peers[p].devices[v];
+            device.round = 0;
+            device.mine = None;
+            device.theirs = None;
+            device.accepts = false;
+            device.peer_accepts = false;
+            device.hold = false;
+            device.paused_there = false;
+            device.tracks_misses = false;
+            device.misses_tracked = false;
+            if !matches!(device.disk, DiskState::Inconsistent | DiskState::Outdated) {
+                device.disk = DiskState::DUnknown;
+            }
+            self.volumes[v].waiters.retain(|waiter| waiter.peer != Some(p));
+        }
+        // What is left in the transfer log may be missing at the peer (W7).
+        let left = self.peers[p].log.take_all();
+        let mut alone = alloc::vec![false; self.volumes.len()];
+        for entry in &left {
+            if entry.lost {
+                continue;
+            }
+            // A write that the peer never wrote makes the two differ for sure; the rest differs only if the peer lost its cache.
+            alone[entry.volume] |= entry.confirmed != crate::transfer_log::Confirmed::Written;
+            let backing = self.volumes[entry.volume].backing.as_mut();
+            if let Some(backing) = backing {
+                backing.mark(node, entry.range);
+            }
+        }
+        // A flush that is now answered alone vouches for writes that the peer may miss.
+        for &(key, _) in &self.peers[p].barrier_waiters {
+            alone[self.requests[key].volume] = true;
+        }
+        for (v, alone) in alone.into_iter().enumerate() {
+            if alone {
+                self.new_generation_if_shared(v, "connection-lost-under-load");
+            }
+        }
+        for entry in left {
+            if !entry.lost {
+                self.entry_lost(p, entry.volume, entry.range, entry.request);
+            }
+        }
+        self.wake_barrier_waiters(p, |_| true);
+        if self.peers[p].connection != ConnectionState::StandAlone {
+            self.set_connection(p, state, rule);
+            if self.peers[p].disconnecting.is_some() || state == ConnectionState::Disconnecting {
+                self.become_stand_alone(p, rule);
+            } else {
+                self.set_connection(p, ConnectionState::Unconnected, rule);
+                self.set_connection(p, ConnectionState::Connecting, "retry");
+            }
+        }
+        self.effect(Effect::Handler { name: "disconnected", peer: Some(node), volume: None });
+        self.retry_remote_reads(p);
+        self.vote_lost(p);
+        for v in 0..self.volumes.len() {
+            self.update_requests(v);
+        }
+    }
+
+    /// No networking with this peer any more.
+    pub(crate) fn become_stand_alone(&mut self, p: usize, rule: &'static str) {
+        let node = self.peers[p].config.node_id;
+        if self.peers[p].connection != ConnectionState::Disconnecting && self.peers[p].connection != ConnectionState::StandAlone {
+            self.set_connection(p, ConnectionState::Disconnecting, rule);
+        }
+        self.set_connection(p, ConnectionState::StandAlone, rule);
+        self.peers[p].discard_my_data = false;
+        self.effect(Effect::StopConnecting { peer: node });
+        if let Some(id) = self.peers[p].disconnecting.take() {
+            self.command_done(id, Ok(()));
+        }
+    }
+
+    // ---- generations ------------------------------------------------------------------------------------------------------------
+
+    fn absent_peers(&self, v: usize) -> Vec<NodeId> {
+        self.peers.iter().filter(|peer| !peer.devices[v].mirrors()).map(|peer| peer.config.node_id).collect()
+    }
+
+    /// If an absent peer still shares this node's current generation (it may be missing writes from now on), makes a new one.
+    /// Completions wait for it (W8).
+    pub(crate) fn new_generation_if_shared(&mut self, v: usize, rule: &'static str) {
+        let absent = self.absent_peers(v);
+        if self.volumes[v].backing.as_ref().is_some_and(|backing| backing.identifiers().needs_new_current(&absent)) {
+            self.new_generation(v, rule);
+        }
+    }
+
+    /// Makes a new current generation; the old one is remembered for every absent peer that has none remembered yet.
+    pub(crate) fn new_generation(&mut self, v: usize, rule: &'static str) {
+        let random = self.random.next();
+        let primary = self.role == Role::Primary || self.role_change.as_ref().is_some_and(|change| change.is_promotion());
+        let absent = self.absent_peers(v);
+        let Some(backing) = self.volumes[v].backing.as_mut() else { return };
+        let mut identifiers = backing.identifiers();
+        identifiers.new_current(random, primary, &absent);
+        self.follow_identifiers(v, &identifiers, rule);
+    }
+
+    /// Makes these identifiers the volume's; completions wait until they are durable.
+    pub(crate) fn follow_identifiers(&mut self, v: usize, identifiers: &Identifiers, rule: &'static str) {
+        let Some(backing) = self.volumes[v].backing.as_mut() else { return };
+        let old = backing.superblock.current;
+        backing.set_identifiers(identifiers);
+        backing.superblock.flags.crashed_primary = false;
+        backing.crashed_primary = false;
+        backing.completion_gate = backing.writer.want_superblock();
+        let gate = backing.completion_gate;
+        self.volumes[v].after(gate, 0, None, After::Requests);
+        let current = identifiers.current();
+        self.decision(None, Some(v), rule, format!("new current generation {current}, the one before was {old}"));
+    }
+
+    // ---- the peer's disk ----------------------------------------------------------------------------------------------------------
+
+    /// The peer has no usable disk for the volume any more: what it did not confirm as durable is marked.
+    pub(crate) fn peer_disk_lost(&mut self, p: usize, v: usize, state: DiskState, rule: &'static str) {
+        if !self.peers[p].devices[v].disk.has_data() {
+            self.peers[p].devices[v].disk = state;
+            return;
+        }
+        self.stop_resync(p, v);
+        self.peers[p].devices[v].disk = state;
+        if self.peers[p].devices[v].replication != ReplicationState::Off {
+            self.set_replication(p, v, ReplicationState::Established, rule);
+        }
+        let node = self.peers[p].config.node_id;
+        let lost = self.peers[p].log.lose_volume(v);
+        for entry in &lost {
+            if let Some(backing) = self.volumes[v].backing.as_mut() {
+                backing.mark(node, entry.range);
+            }
+        }
+        let waits = self.peers[p].barrier_waiters.iter().any(|&(key, _)| self.requests[key].volume == v);
+        if !lost.is_empty() || waits {
+            self.new_generation_if_shared(v, rule);
+        }
+        for entry in lost {
+            self.entry_lost(p, v, entry.range, entry.request);
+        }
+        if waits {
+            // The barrier of other volumes comes back as before; waiting for it here would do no harm but prove nothing.
+            let keys: Vec<_> = self.peers[p]
+                .barrier_waiters
+                .extract_if(.., |&mut (key, _)| self.requests[key].volume == v)
+                .collect();
+            for (key, _) in keys {
+                self.requests[key].barriers.retain(|&(peer, _)| peer != p);
+                self.update_request(key);
+            }
+        }
+    }
+
+    // ---- the local disk -----------------------------------------------------------------------------------------------------------
+
+    /// A write to the local disk failed.
+    pub(crate) fn write_failed(&mut self, v: usize, error: IoError) {
+        let rule = match error {
+            IoError::NoSpace => "local-disk-full",
+            IoError::Failed => "local-write-error",
+        };
+        // Even with `pass_on` the block's content is unknown, so the disk cannot stay UpToDate; it is given up like with `detach`.
+        self.fail_disk(v, rule);
+    }
+
+    /// A read from the local disk failed.
+    pub(crate) fn read_failed(&mut self, v: usize) {
+        if self.volumes[v].config.detach_on_io_error {
+            self.fail_disk(v, "local-read-error");
+        }
+    }
+
+    /// The local disk is given up.
+    pub(crate) fn fail_disk(&mut self, v: usize, rule: &'static str) {
+        if !self.volumes[v].disk.has_data() {
+            return;
+        }
+        self.set_disk(v, DiskState::Failed, rule);
+        let number = self.volumes[v].number;
+        self.effect(Effect::Handler { name: "local-io-error", peer: None, volume: Some(number) });
+        self.disk_gone(v, rule);
+    }
+
+    /// The volume's disk takes no more operations: what waits for it goes on without, peers learn.
+    pub(crate) fn disk_gone(&mut self, v: usize, rule: &'static str) {
+        if let Some(backing) = &self.volumes[v].backing {
+            self.volumes[v].exposed = backing.superblock.current;
+        }
+        for p in 0..self.peers.len() {
+            self.stop_resync(p, v);
+            if self.peers[p].session.is_none() {
+                continue;
+            }
+            let serves = self.role == Role::Primary
+                && self.peers[p].devices[v].mirrors()
+                && self.peers[p].devices[v].disk == DiskState::UpToDate;
+            if serves {
+                // The peer keeps the clients going; it must note what this disk misses.
+                if self.peers[p].devices[v].replication != ReplicationState::Established {
+                    self.set_replication(p, v, ReplicationState::Established, rule);
+                }
+                let missed = self
+                    .requests
+                    .iter()
+                    .filter(|(_, request)| {
+                        request.volume == v
+                            && request.local != crate::request::Local::Done
+                            && request.sent.iter().any(|sent| sent.peer == p)
+                    })
+                    .map(|(_, request)| request.range)
+                    .collect();
+                let number = self.volumes[v].number;
+                self.peers[p].devices[v].misses_tracked = false;
+                self.send(p, Message::DiskLost { volume: number, missed });
+            } else {
+                self.renegotiate(p, rule);
+            }
+        }
+        // Requests that wait for the activity log or the disk go on without them.
+        let waiting = core::mem::take(&mut self.volumes[v].log_waiters);
+        for waiter in waiting {
+            self.run_logged(waiter.owner, false);
+        }
+        let after = core::mem::take(&mut self.volumes[v].waiters);
+        for waiter in after {
+            self.after_failed(v, waiter.then);
+        }
+        self.update_requests(v);
+    }
+
+    /// Gives the disk back once nothing is under way on it.
+    pub(crate) fn finish_detach(&mut self, v: usize) {
+        let volume = &mut self.volumes[v];
+        if !matches!(volume.disk, DiskState::Failed | DiskState::Detaching) || volume.outstanding > 0 {
+            return;
+        }
+        // References of requests that are still open die with the log.
+        for (_, request) in self.requests.iter_mut().filter(|(_, request)| request.volume == v) {
+            request.logged = false;
+        }
+        for peer in &mut self.peers {
+            for (_, received) in peer.received.iter_mut().filter(|(_, received)| received.operation.volume == v) {
+                received.logged = false;
+            }
+        }
+        let volume = &mut self.volumes[v];
+        volume.backing = None;
+        volume.attachment = volume.attachment.wrapping_add(1);
+        volume.waiters.clear();
+        let number = volume.number;
+        let detaching = volume.detaching.take();
+        self.set_disk(v, DiskState::Diskless, "nothing-under-way");
+        self.effect(Effect::Detached { volume: number });
+        if let Some(id) = detaching {
+            self.command_done(id, Ok(()));
+        }
+        self.update_requests(v);
+    }
+
+    /// The peer, Primary, lost its disk: this node notes, durably and under a new generation, what that disk misses.
+    pub(crate) fn disk_lost_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+        missed: &[ByteRange],
+    ) -> Result<(), &'static str> {
+        let v = self.volume_index(number).ok_or("an unknown volume")?;
+        if !self.peers[p].devices[v].accepts || self.volumes[v].disk != DiskState::UpToDate {
+            return Err("a lost disk on a volume that is not mirrored");
+        }
+        let size = self.volumes[v].size;
+        if missed.iter().any(|range| range.offset.checked_add(u64::from(range.length)).is_none_or(|end| end > size)) {
+            return Err("a missed write beyond the end of the volume");
+        }
+        let node = self.peers[p].config.node_id;
+        self.peers[p].devices[v].disk = DiskState::Diskless;
+        self.peers[p].devices[v].tracks_misses = true;
+        self.peers[p].devices[v].contact = None;
+        // Operations that were received and not started yet do not know that they must be logged; mark their ranges as well.
+        let under_way: Vec<_> = self.peers[p]
+            .received
+            .iter()
+            .filter(|(_, received)| received.operation.volume == v)
+            .map(|(_, received)| received.operation.range)
+            .collect();
+        if let Some(backing) = self.volumes[v].backing.as_mut() {
+            for &range in missed.iter().chain(&under_way) {
+                backing.mark(node, range);
+            }
+        }
+        self.new_generation_if_shared(v, "primary-lost-its-disk");
+        if let Some(backing) = self.volumes[v].backing.as_mut() {
+            backing.superblock.flags.al_clean = false;
+            let superblock = backing.writer.want_superblock();
+            let bitmap = backing.writer.want_bitmap();
+            self.volumes[v].after(superblock, bitmap, Some(p), After::MissesTracked { peer: p });
+        }
+        Ok(())
+    }
+
+    /// The peer's disk takes every write again.
+    pub(crate) fn disk_back_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
+        let v = self.volume_index(number).ok_or("an unknown volume")?;
+        self.peers[p].devices[v].tracks_misses = false;
+        Ok(())
+    }
+
+    /// The peer noted what this node's lost disk misses: writes through it may be completed (W9).
+    pub(crate) fn misses_tracked_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+        current: Generation,
+    ) -> Result<(), &'static str> {
+        let v = self.volume_index(number).ok_or("an unknown volume")?;
+        self.peers[p].devices[v].misses_tracked = true;
+        self.volumes[v].exposed = current;
+        self.update_requests(v);
+        Ok(())
+    }
+}

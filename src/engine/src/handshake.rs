@@ -1,0 +1,572 @@
+//! Two nodes meet: who has the newer data, and what follows from it for each volume.
+//!
+//! Sequence on a new session (control lane unless noted):
+//! 1. each side sends `Hello` once its metadata is settled and nothing of an older session is on its way to the disk;
+//! 2. both compare the same facts (what was sent, not what changed since) and reach mirrored verdicts;
+//! 3. in sync: `VolumeReady` when the verdict is durable; resync: bitmaps are exchanged (resync lane), see `resync`;
+//! 4. a verdict that forbids the connection makes both sides StandAlone; each tells the other.
+//!
+//! From its `Hello` until the peer takes mirrored writes a Primary holds new writes of the volume, except where it will be source of
+//! a resync under a generation of its own already: there their blocks are marked and follow with the resync.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use crate::api::{Effect, Payload, SessionId};
+use crate::engine::Engine;
+use crate::generation::{DiskLevel, Extent, History, Outcome, Side, compare};
+use crate::limits;
+use crate::peer::ResyncTarget;
+use crate::split_brain::{self, Resolution, SplitBrainSide};
+use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
+use crate::units::{NodeId, VolumeNumber};
+use crate::volume::After;
+use crate::wire::{GoodbyeReason, Hello, Message, VolumeHello};
+
+fn level(disk: DiskState) -> DiskLevel {
+    match disk {
+        DiskState::UpToDate => DiskLevel::UpToDate,
+        DiskState::Consistent => DiskLevel::Consistent,
+        DiskState::Outdated => DiskLevel::Outdated,
+        _ => DiskLevel::Inconsistent,
+    }
+}
+
+fn side<'a>(node_id: NodeId, hello: &'a VolumeHello, role: Role, protocol: crate::wire::message::Protocol) -> Side<'a> {
+    Side {
+        node_id,
+        current: hello.current,
+        bitmap: hello.bitmap,
+        history: &hello.history,
+        crashed_primary: hello.crashed_primary,
+        still_running_since_contact: hello.running_since_contact,
+        role_primary: role == Role::Primary && !hello.attached_anew,
+        disk: level(hello.disk),
+        full_sync_requested: hello.full_sync,
+        sync_target: hello.sync_target,
+        bits: hello.bits,
+        protocol,
+    }
+}
+
+impl<P: Payload> Engine<P> {
+    // ---- greeting ---------------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn peer_connected(&mut self, node: NodeId, session: SessionId) {
+        let Some(p) = self.peer_index(node) else { return self.effect(Effect::CloseSession { peer: node, session }) };
+        if self.peers[p].session.is_some() {
+            // The shell reports the loss of an older session first; if it did not, this is that report.
+            self.connection_lost(p, ConnectionState::BrokenPipe, "replaced");
+        }
+        if self.peers[p].connection != ConnectionState::Connecting {
+            return self.effect(Effect::CloseSession { peer: node, session });
+        }
+        let now = self.now;
+        let peer = &mut self.peers[p];
+        peer.session = Some(session);
+        peer.last_heard = now;
+        peer.handshake_deadline = Some(now.after(peer.config.timeout));
+        self.try_send_hello(p);
+    }
+
+    /// Sends the Hello if nothing stands in the way; called again whenever something might have gone out of it. True if sent.
+    pub(crate) fn try_send_hello(&mut self, p: usize) -> bool {
+        let peer = &self.peers[p];
+        if peer.session.is_none() || peer.hello_sent.is_some() || !peer.drained() || self.role_change.is_some() {
+            return false;
+        }
+        let settled = self
+            .volumes
+            .iter()
+            .all(|volume| volume.backing.as_ref().is_none_or(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable)
+                && !matches!(volume.disk, DiskState::Attaching | DiskState::Failed | DiskState::Detaching));
+        if !settled {
+            return false;
+        }
+        let volumes: Vec<VolumeHello> = (0..self.volumes.len()).map(|v| self.volume_hello(p, v, 1)).collect();
+        let hello = Hello {
+            node_id: self.node_id,
+            role: self.role,
+            protocol: self.peers[p].config.protocol,
+            policies: self.peers[p].config.policies,
+            discard_my_data: self.peers[p].discard_my_data,
+            volumes,
+        };
+        let session = self.peers[p].session;
+        let peer = &mut self.peers[p];
+        peer.receiver = crate::receiver::Receiver::new();
+        peer.receiver_session = session;
+        peer.acks_received = 0;
+        peer.acks_written.clear();
+        peer.log = crate::transfer_log::TransferLog::new();
+        for (device, mine) in peer.devices.iter_mut().zip(&hello.volumes) {
+            device.round = 1;
+            device.mine = Some(mine.clone());
+            device.theirs = None;
+            device.hold = self.role == Role::Primary;
+        }
+        peer.hello_sent = Some(hello.clone());
+        self.send(p, Message::Hello(alloc::boxed::Box::new(hello)));
+        self.try_decide(p);
+        true
+    }
+
+    fn volume_hello(&self, p: usize, v: usize, round: u32) -> VolumeHello {
+        let volume = &self.volumes[v];
+        let node = self.peers[p].config.node_id;
+        let contact = self.peers[p].devices[v].contact;
+        let Some(backing) = volume.backing.as_ref().filter(|_| volume.disk.has_data()) else {
+            return VolumeHello {
+                volume: volume.number,
+                round,
+                disk: DiskState::Diskless,
+                attached_anew: false,
+                max_bytes: 0,
+                effective_bytes: volume.size,
+                current: volume.exposed,
+                bitmap: crate::units::Generation::NONE,
+                history: Vec::new(),
+                crashed_primary: false,
+                running_since_contact: false,
+                full_sync: false,
+                sync_target: false,
+                bits: 0,
+            };
+        };
+        let superblock = &backing.superblock;
+        VolumeHello {
+            volume: volume.number,
+            round,
+            disk: volume.disk,
+            attached_anew: volume.attached_anew,
+            max_bytes: backing.layout.data_bytes,
+            effective_bytes: superblock.effective_bytes,
+            current: superblock.current,
+            bitmap: backing.bitmap_generation(node),
+            history: superblock.history.clone(),
+            crashed_primary: backing.crashed_primary,
+            running_since_contact: contact.is_some_and(|generation| generation.same(superblock.current)),
+            full_sync: superblock.flags.invalidated,
+            sync_target: superblock.flags.sync_target,
+            bits: backing.bits(node),
+        }
+    }
+
+    pub(crate) fn hello_received(&mut self, p: usize, hello: Hello) -> Result<(), &'static str> {
+        let peer = &mut self.peers[p];
+        if peer.hello_received.is_some() {
+            return Err("a second Hello");
+        }
+        if hello.node_id != peer.config.node_id {
+            return Err("a Hello of another node");
+        }
+        if hello.volumes.len() > limits::MAX_VOLUMES {
+            return Err("a Hello with too many volumes");
+        }
+        peer.hello_received = Some(hello);
+        self.try_decide(p);
+        Ok(())
+    }
+
+    /// Shakes hands again for one volume whose disk was attached on a standing connection.
+    pub(crate) fn start_round(&mut self, p: usize, v: usize) {
+        let round = self.peers[p].devices[v].round + 1;
+        self.send_round(p, v, round);
+    }
+
+    fn send_round(&mut self, p: usize, v: usize, round: u32) {
+        let mine = self.volume_hello(p, v, round);
+        let device = &mut self.peers[p].devices[v];
+        device.round = round;
+        device.mine = Some(mine.clone());
+        device.theirs = device.theirs.take().filter(|theirs| theirs.round == round);
+        self.send(p, Message::Again(alloc::boxed::Box::new(mine)));
+    }
+
+    pub(crate) fn again_received(&mut self, p: usize, theirs: VolumeHello) -> Result<(), &'static str> {
+        let v = self.volume_index(theirs.volume).ok_or("a handshake for an unknown volume")?;
+        if self.peers[p].connection != ConnectionState::Connected {
+            return Err("a handshake for one volume before that of the connection");
+        }
+        let round = self.peers[p].devices[v].round;
+        let both_have_data = self.peers[p].devices[v].mirrors();
+        if theirs.round != round && theirs.round != round + 1 || both_have_data {
+            return Err("a handshake for one volume out of turn");
+        }
+        if theirs.round == round + 1 {
+            self.send_round(p, v, theirs.round);
+        }
+        self.peers[p].devices[v].theirs = Some(theirs);
+        self.decide_volume(p, v);
+        Ok(())
+    }
+
+    // ---- verdicts ----------------------------------------------------------------------------------------------------------------
+
+    fn try_decide(&mut self, p: usize) {
+        let (Some(mine), Some(theirs)) = (&self.peers[p].hello_sent, &self.peers[p].hello_received) else { return };
+        if self.peers[p].connection == ConnectionState::Connected {
+            return;
+        }
+        let (mine, theirs) = (mine.clone(), theirs.clone());
+        if mine.protocol != theirs.protocol {
+            return self.refuse_connection(p, "incompatible-protocol", String::from("incompatible protocol settings"));
+        }
+        if let Some(setting) = mine.policies.contradiction(&theirs.policies) {
+            return self.refuse_connection(p, "incompatible-policies", format!("incompatible {} settings", setting.word()));
+        }
+        if mine.discard_my_data && theirs.discard_my_data {
+            let text = String::from("incompatible discard-my-data settings: give --discard-my-data on one node only");
+            return self.refuse_connection(p, "incompatible-discard-my-data", text);
+        }
+        // A verdict that forbids the connection is found before anything changes.
+        for v in 0..self.volumes.len() {
+            let Some(their) = theirs.volumes.iter().find(|hello| hello.volume == self.volumes[v].number) else { continue };
+            self.peers[p].devices[v].theirs = Some(their.clone());
+            if let Err((rule, text)) = self.verdict(p, v, true) {
+                return self.refuse_connection(p, rule, text);
+            }
+        }
+        if mine.role == Role::Primary && theirs.role == Role::Primary {
+            let text = String::from("Multiple primaries not allowed by config: make one node Secondary, then connect");
+            return self.refuse_connection(p, "two-primaries", text);
+        }
+        let now = self.now;
+        let peer = &mut self.peers[p];
+        peer.handshake_deadline = None;
+        peer.role = theirs.role;
+        peer.last_heard = now;
+        peer.discard_my_data = false;
+        self.set_connection(p, ConnectionState::Connected, "handshake");
+        for v in 0..self.volumes.len() {
+            if self.peers[p].devices[v].theirs.is_some() {
+                self.decide_volume(p, v);
+            } else {
+                self.peers[p].devices[v].hold = false;
+            }
+        }
+        self.broadcast_state();
+    }
+
+    /// What the two sides' facts mean for the volume; an error forbids the connection. `first`: the first time that these facts
+    /// are looked at, so that a split brain is reported once.
+    fn verdict(&mut self, p: usize, v: usize, first: bool) -> Result<(Outcome, &'static str), (&'static str, String)> {
+        let device = &self.peers[p].devices[v];
+        let (Some(mine), Some(theirs)) = (device.mine.clone(), device.theirs.clone()) else {
+            return Ok((Outcome::NoSource, "no-volume"));
+        };
+        if mine.disk == DiskState::Diskless || theirs.disk == DiskState::Diskless {
+            return Ok((Outcome::NoSource, "diskless"));
+        }
+        agreed_size(&mine, &theirs).map_err(|text| ("incompatible-size", text))?;
+        let (my_role, their_role) = match (&self.peers[p].hello_sent, &self.peers[p].hello_received) {
+            (Some(my_hello), Some(their_hello)) if mine.round == 1 => (my_hello.role, their_hello.role),
+            _ => (self.role, self.peers[p].role),
+        };
+        let config = &self.peers[p].config;
+        let (node, protocol) = (config.node_id, config.protocol);
+        let me = side(self.node_id, &mine, my_role, protocol);
+        let peer = side(node, &theirs, their_role, protocol);
+        let verdict = compare(&me, &peer);
+        let rule = verdict.rule.name();
+        let outcome = match verdict.outcome {
+            Outcome::SplitBrain(history) => self.resolve_split_brain(p, v, history, &mine, &theirs, my_role, their_role, rule, first)?,
+            Outcome::Unrelated => return Err((rule, String::from("Unrelated data, aborting!"))),
+            Outcome::Refuse(refusal) => return Err((rule, refusal.text().to_string())),
+            other => other,
+        };
+        if matches!(outcome, Outcome::Target(_)) && my_role == Role::Primary && !mine.attached_anew
+            || matches!(outcome, Outcome::Source(_)) && their_role == Role::Primary && !theirs.attached_anew
+        {
+            let text = String::from(
+                "the Primary would have to become target of a resync (rr-conflict disconnect): make it Secondary, then connect",
+            );
+            return Err(("rr-conflict", text));
+        }
+        Ok((outcome, rule))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn resolve_split_brain(
+        &mut self,
+        p: usize,
+        v: usize,
+        history: History,
+        mine: &VolumeHello,
+        theirs: &VolumeHello,
+        my_role: Role,
+        their_role: Role,
+        rule: &'static str,
+        first: bool,
+    ) -> Result<Outcome, (&'static str, String)> {
+        let (Some(hello), Some(peer_hello)) = (&self.peers[p].hello_sent, &self.peers[p].hello_received) else {
+            return Err((rule, String::from("split brain")));
+        };
+        let me = SplitBrainSide {
+            node_id: self.node_id,
+            primary_now: my_role == Role::Primary,
+            bits: mine.bits,
+            bitmap_generation: mine.bitmap,
+            inconsistent: level(mine.disk) == DiskLevel::Inconsistent,
+            discard_my_data: hello.discard_my_data,
+            policies: hello.policies,
+        };
+        let peer = SplitBrainSide {
+            node_id: self.peers[p].config.node_id,
+            primary_now: their_role == Role::Primary,
+            bits: theirs.bits,
+            bitmap_generation: theirs.bitmap,
+            inconsistent: level(theirs.disk) == DiskLevel::Inconsistent,
+            discard_my_data: peer_hello.discard_my_data,
+            policies: peer_hello.policies,
+        };
+        let (node, number) = (peer.node_id, self.volumes[v].number);
+        let losses = format!(
+            "this node has {} KiB that the peer does not have, the peer has {} KiB that this node does not have",
+            mine.bits * 4,
+            theirs.bits * 4
+        );
+        if first {
+            self.effect(Effect::Handler { name: "initial-split-brain", peer: Some(node), volume: Some(number) });
+        }
+        let decision = split_brain::resolve(&me, &peer, history);
+        let by = decision.decided_by.word();
+        let text = match decision.resolution {
+            Resolution::IAmSource(extent) => {
+                if first {
+                    let text = format!("Split-Brain detected ({rule}), solved: this node's data survive; {losses}");
+                    self.decision(Some(p), Some(v), by, text);
+                }
+                return Ok(Outcome::Source(extent));
+            }
+            Resolution::IAmTarget(extent) => {
+                if first {
+                    let text = format!("Split-Brain detected ({rule}), solved: this node's data are discarded; {losses}");
+                    self.decision(Some(p), Some(v), by, text);
+                }
+                return Ok(Outcome::Target(extent));
+            }
+            Resolution::IMustDemote(_) => {
+                self.effect(Effect::Handler { name: "pri-lost-after-sb", peer: Some(node), volume: Some(number) });
+                "the Primary loses and must become Secondary first"
+            }
+            Resolution::PeerMustDemote(_) => "the peer loses, but is Primary and must become Secondary first",
+            Resolution::Unresolved { text } | Resolution::ConfigurationError { text } => text,
+        };
+        self.effect(Effect::Handler { name: "split-brain", peer: Some(node), volume: Some(number) });
+        let remedy = "on the node whose changes shall be lost run 'disconnect', 'secondary' and 'connect --discard-my-data', \
+                      on the other one 'connect'";
+        Err((by, format!("{} {text}; {losses}; {remedy}", split_brain::UNRESOLVED)))
+    }
+
+    /// Carries out the verdict for a volume.
+    fn decide_volume(&mut self, p: usize, v: usize) {
+        let device = &self.peers[p].devices[v];
+        let (Some(mine), Some(theirs)) = (device.mine.clone(), device.theirs.clone()) else { return };
+        if mine.round != theirs.round {
+            return;
+        }
+        let (outcome, rule) = match self.verdict(p, v, mine.round > 1) {
+            Ok(found) => found,
+            Err((rule, text)) => return self.refuse_connection(p, rule, text),
+        };
+        self.peers[p].devices[v].disk = theirs.disk;
+        self.peers[p].devices[v].tracks_misses = false;
+        let text = format!("generations {} / {}: {outcome}", mine.current, theirs.current);
+        self.decision(Some(p), Some(v), rule, text);
+        if mine.disk == DiskState::Diskless || theirs.disk == DiskState::Diskless {
+            return self.connect_diskless(p, v, &mine, &theirs);
+        }
+        if let Ok(size) = agreed_size(&mine, &theirs) {
+            self.agree_on_size(v, size);
+        }
+        match outcome {
+            Outcome::InSync | Outcome::NoSource => {
+                self.set_replication(p, v, ReplicationState::Established, rule);
+                self.in_sync(p, v, outcome == Outcome::InSync, theirs.disk);
+            }
+            Outcome::Source(extent) => {
+                self.set_replication(p, v, ReplicationState::WFBitMapS, rule);
+                let node = self.peers[p].config.node_id;
+                if let Some(backing) = self.volumes[v].backing.as_mut() {
+                    if let (Extent::Full, Some(slot)) = (extent, backing.slot(node)) {
+                        backing.bitmaps[slot].set_all();
+                    }
+                    // Under a generation of its own, what a Primary writes meanwhile is marked and follows with the resync.
+                    let tracked = !backing.bitmap_generation(node).is_none();
+                    self.peers[p].devices[v].hold &= !tracked;
+                }
+            }
+            Outcome::Target(extent) => {
+                self.set_replication(p, v, ReplicationState::WFBitMapT, rule);
+                self.peers[p].devices[v].target = Some(alloc::boxed::Box::new(ResyncTarget::default()));
+                self.send_bitmap(p, v, extent == Extent::Bitmap);
+            }
+            Outcome::SplitBrain(_) | Outcome::Unrelated | Outcome::Refuse(_) => unreachable!("refused by verdict()"),
+        }
+    }
+
+    /// Nothing to copy: records that durably, then lets writes flow.
+    fn in_sync(&mut self, p: usize, v: usize, equal: bool, their_disk: DiskState) {
+        let node = self.peers[p].config.node_id;
+        if equal {
+            if level(their_disk) == DiskLevel::UpToDate && self.volumes[v].disk != DiskState::UpToDate
+                || self.volumes[v].disk == DiskState::Consistent
+            {
+                self.set_disk(v, DiskState::UpToDate, "in-sync-with-peer");
+            }
+            if self.volumes[v].disk == DiskState::UpToDate && matches!(their_disk, DiskState::Outdated | DiskState::Consistent) {
+                self.peers[p].devices[v].disk = DiskState::UpToDate;
+            }
+        }
+        let disk = self.volumes[v].disk;
+        let volume = &mut self.volumes[v];
+        let Some(backing) = volume.backing.as_mut() else { return };
+        if equal {
+            let mut identifiers = backing.identifiers();
+            identifiers.slot_cleared(node);
+            backing.set_identifiers(&identifiers);
+            backing.crashed_primary = false;
+            backing.superblock.flags.crashed_primary = false;
+            set_disk_flags(&mut backing.superblock.flags, disk);
+        }
+        if let Some(peer) = backing.superblock.peer_mut(node) {
+            peer.flags.connected = true;
+            peer.flags.device_seen = true;
+        }
+        let version = volume.want_superblock();
+        volume.after(version, 0, Some(p), After::Ready { peer: p });
+    }
+
+    pub(crate) fn send_volume_ready(&mut self, p: usize, v: usize) {
+        let number = self.volumes[v].number;
+        self.peers[p].devices[v].accepts = true;
+        self.send(p, Message::VolumeReady { volume: number });
+        self.volume_settled(p, v);
+    }
+
+    pub(crate) fn volume_ready_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
+        let v = self.volume_index(number).ok_or("readiness of an unknown volume")?;
+        if self.peers[p].devices[v].replication != ReplicationState::Established {
+            return Err("readiness of a volume that is not in sync");
+        }
+        self.peers[p].devices[v].peer_accepts = true;
+        self.volume_settled(p, v);
+        Ok(())
+    }
+
+    /// Both sides are ready: held writes go on, mirrored.
+    fn volume_settled(&mut self, p: usize, v: usize) {
+        let current = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
+        let device = &mut self.peers[p].devices[v];
+        if device.accepts && device.peer_accepts {
+            device.hold = false;
+            if device.disk.has_data() {
+                device.contact = current;
+            }
+        }
+    }
+
+    /// One side has no disk: the connection stands, nothing is compared.
+    fn connect_diskless(&mut self, p: usize, v: usize, mine: &VolumeHello, theirs: &VolumeHello) {
+        self.set_replication(p, v, ReplicationState::Established, "diskless");
+        if mine.disk == DiskState::Diskless && theirs.disk.has_data() && self.volumes[v].size == 0 {
+            self.volumes[v].size = if theirs.effective_bytes == 0 { theirs.max_bytes } else { theirs.effective_bytes };
+        }
+        self.send_volume_ready(p, v);
+        // A Primary without a disk serves from here: what it misses must be tracked from the first write on.
+        if theirs.disk == DiskState::Diskless && self.volumes[v].usable() {
+            self.peers[p].devices[v].tracks_misses = true;
+        }
+    }
+
+    /// Ends the handshake for good: both sides become StandAlone.
+    pub(crate) fn refuse_connection(&mut self, p: usize, rule: &'static str, text: String) {
+        self.decision(Some(p), None, rule, text.clone());
+        let mut text = text;
+        while text.len() > limits::MAX_TEXT_BYTES {
+            text.pop();
+        }
+        self.send(p, Message::Goodbye { reason: GoodbyeReason::StandAlone, text });
+        self.drop_session(p, ConnectionState::Disconnecting, rule);
+    }
+
+    pub(crate) fn goodbye_received(&mut self, p: usize, reason: GoodbyeReason, text: String) -> Result<(), &'static str> {
+        let (state, rule) = match reason {
+            GoodbyeReason::Disconnect => (ConnectionState::TearDown, "peer-disconnects"),
+            GoodbyeReason::StandAlone => (ConnectionState::Disconnecting, "refused-by-peer"),
+            GoodbyeReason::Renegotiate => (ConnectionState::TearDown, "peer-renegotiates"),
+            GoodbyeReason::ProtocolError => (ConnectionState::ProtocolError, "refused-as-senseless"),
+        };
+        self.decision(Some(p), None, rule, text);
+        self.drop_session(p, state, rule);
+        Ok(())
+    }
+
+    pub(crate) fn peer_state_received(
+        &mut self,
+        p: usize,
+        role: Role,
+        disks: Vec<(VolumeNumber, DiskState)>,
+    ) -> Result<(), &'static str> {
+        if role == Role::Primary && self.role == Role::Primary {
+            return Err("two Primaries");
+        }
+        self.peers[p].role = role;
+        if role == Role::Primary {
+            self.peers[p].granted = None;
+        }
+        for (number, disk) in disks {
+            let Some(v) = self.volume_index(number) else { continue };
+            let device = &mut self.peers[p].devices[v];
+            if device.replication == ReplicationState::Off || device.disk == disk {
+                continue;
+            }
+            if disk.has_data() {
+                // What a disk that was without data became is learned through a handshake of its own.
+                if device.disk.has_data() {
+                    device.disk = disk;
+                }
+            } else {
+                self.peer_disk_lost(p, v, disk, "peer-disk-lost");
+            }
+        }
+        Ok(())
+    }
+
+    fn agree_on_size(&mut self, v: usize, bytes: u64) {
+        let volume = &mut self.volumes[v];
+        volume.size = bytes;
+        if let Some(backing) = volume.backing.as_mut() {
+            backing.superblock.effective_bytes = bytes;
+            for bitmap in &mut backing.bitmaps {
+                bitmap.resize(crate::units::blocks_of(bytes), true);
+            }
+        }
+    }
+}
+
+/// Writes what a disk state means into the flags of the superblock.
+pub(crate) fn set_disk_flags(flags: &mut crate::metadata::superblock::Flags, disk: DiskState) {
+    flags.consistent = disk >= DiskState::Outdated;
+    flags.was_up_to_date = disk == DiskState::UpToDate;
+}
+
+/// The size that both disks can serve; an error if a device in use would shrink.
+fn agreed_size(mine: &VolumeHello, theirs: &VolumeHello) -> Result<u64, String> {
+    let fits = mine.max_bytes.min(theirs.max_bytes);
+    let agreed = match (mine.effective_bytes, theirs.effective_bytes) {
+        (0, 0) => fits,
+        (0, size) | (size, 0) => size,
+        (one, other) => one.max(other),
+    };
+    if agreed > fits {
+        let who = if theirs.max_bytes < agreed { "The peer's disk size is too small!" } else { "This node's disk size is too small!" };
+        return Err(format!(
+            "{who} The volume has {agreed} bytes, the disks offer {} here and {} there",
+            mine.max_bytes, theirs.max_bytes
+        ));
+    }
+    Ok(agreed)
+}

@@ -1,0 +1,275 @@
+//! The Secondary's part: operations received from the Primary reach the disk in epoch order and are acknowledged.
+//!
+//! An operation that was received is carried out even if the connection ends meanwhile: under protocol B its receipt was
+//! already a promise (W2). Nothing is acknowledged before the disk has it (W3), no barrier before the flush (W7).
+
+use alloc::vec::Vec;
+
+use crate::api::{Effect, IoError, Payload};
+use crate::engine::{Engine, IoOwner};
+use crate::interval::IntervalKind;
+use crate::limits;
+use crate::peer::ReceivedOperation;
+use crate::receiver::{Received, ReceivedKind, Step};
+use crate::state::ConnectionState;
+use crate::units::{ByteRange, VolumeNumber};
+use crate::volume::Owner;
+use crate::wire::message::Protocol;
+use crate::wire::{Message, ReadOutcome};
+
+impl<P: Payload> Engine<P> {
+    fn check_range(&self, v: usize, range: ByteRange) -> Result<(), &'static str> {
+        let end = range.offset.checked_add(u64::from(range.length)).ok_or("a range beyond the end of the address space")?;
+        if range.length == 0 || range.length > limits::MAX_REQUEST_BYTES {
+            return Err("an operation of length zero or above the limit");
+        }
+        if end > self.volumes[v].size {
+            return Err("an operation beyond the end of the volume");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_received(
+        &mut self,
+        p: usize,
+        sequence: u64,
+        epoch: u64,
+        number: VolumeNumber,
+        range: ByteRange,
+        kind: ReceivedKind<P>,
+    ) -> Result<(), &'static str> {
+        let v = self.volume_index(number).ok_or("a write to an unknown volume")?;
+        if !self.peers[p].devices[v].accepts {
+            return Err("a write to a volume that is not ready for it");
+        }
+        self.check_range(v, range)?;
+        if let ReceivedKind::Write(payload) = &kind {
+            if payload.length() != range.length as usize {
+                return Err("a write whose payload has another length than its range");
+            }
+        }
+        self.last_application_io = self.now;
+        if !self.peers[p].receiver.receive(Received { sequence, epoch, volume: v, range, kind }) {
+            return Err("a write out of order or above the agreed number");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn barrier_received(&mut self, p: usize, epoch: u64) -> Result<(), &'static str> {
+        if self.peers[p].receiver.barrier(epoch) { Ok(()) } else { Err("a barrier out of order") }
+    }
+
+    pub(crate) fn read_request_received(
+        &mut self,
+        p: usize,
+        id: u64,
+        number: VolumeNumber,
+        range: ByteRange,
+    ) -> Result<(), &'static str> {
+        let v = self.volume_index(number).ok_or("a read of an unknown volume")?;
+        self.check_range(v, range)?;
+        let operation = Received { sequence: id, epoch: 0, volume: v, range, kind: ReceivedKind::Read };
+        if self.peers[p].receiver.receive(operation) { Ok(()) } else { Err("more reads than agreed") }
+    }
+
+    /// Carries out what the receivers released. True if there was something.
+    pub(crate) fn pump_receiver(&mut self, p: usize) -> bool {
+        let mut progress = false;
+        while let Some(step) = self.peers[p].receiver.next_step() {
+            progress = true;
+            match step {
+                Step::Start(operation) => self.enter_received(p, operation),
+                Step::Flush { volume: v, .. } => {
+                    if !self.volumes[v].usable() {
+                        // The disk went away with unflushed writes of this epoch in its cache.
+                        self.receiver_lost_durability(p);
+                    } else if self.volumes[v].config.disk_flushes {
+                        let number = self.volumes[v].number;
+                        let io = self.new_io(v, IoOwner::EpochFlush { peer: p });
+                        self.effect(Effect::Flush { volume: number, io });
+                        continue;
+                    }
+                    self.peers[p].receiver.flushed();
+                }
+                Step::Durable { epoch } => {
+                    // Written operations are reported before the barrier that covers them.
+                    self.flush_acknowledgements(p);
+                    if self.receiver_is_current(p) {
+                        self.send(p, Message::BarrierAck { epoch });
+                    }
+                }
+            }
+        }
+        progress
+    }
+
+    fn enter_received(&mut self, p: usize, operation: Received<P>) {
+        let (v, range) = (operation.volume, operation.range);
+        let kind = match operation.kind {
+            ReceivedKind::Read => IntervalKind::PeerRead,
+            _ => IntervalKind::Replicated,
+        };
+        let session = self.peers[p].receiver_session;
+        let key = self.peers[p].received.insert(ReceivedOperation { operation, lock: None, logged: false, session });
+        let (lock, free) = self.volumes[v].intervals.insert(range, kind, Owner::Received { peer: p, key });
+        self.peers[p].received[key].lock = Some(lock);
+        if free {
+            self.received_unblocked(p, key);
+        }
+    }
+
+    pub(crate) fn received_unblocked(&mut self, p: usize, key: usize) {
+        let operation = &self.peers[p].received[key].operation;
+        let (v, range) = (operation.volume, operation.range);
+        let read = matches!(operation.kind, ReceivedKind::Read);
+        if !read && self.peers[p].devices[v].tracks_misses && self.volumes[v].usable() {
+            self.enter_log(v, Owner::Received { peer: p, key }, range);
+        } else {
+            self.start_received(p, key);
+        }
+    }
+
+    pub(crate) fn start_received(&mut self, p: usize, key: usize) {
+        let operation = self.peers[p].received[key].operation.clone();
+        let (v, range) = (operation.volume, operation.range);
+        let number = self.volumes[v].number;
+        if !self.volumes[v].usable() {
+            return match operation.kind {
+                ReceivedKind::Read => self.received_read_done(p, key, Err(IoError::Failed)),
+                _ => self.received_write_done(p, key, Err(IoError::Failed)),
+            };
+        }
+        if self.peers[p].devices[v].tracks_misses && !matches!(operation.kind, ReceivedKind::Read) {
+            let node = self.peers[p].config.node_id;
+            if let Some(backing) = self.volumes[v].backing.as_mut() {
+                backing.mark(node, range);
+            }
+        }
+        let effect = match operation.kind {
+            ReceivedKind::Write(payload) => {
+                let io = self.new_io(v, IoOwner::ReceivedWrite { peer: p, key });
+                Effect::Write { volume: number, io, range, payload }
+            }
+            ReceivedKind::Discard => {
+                let io = self.new_io(v, IoOwner::ReceivedWrite { peer: p, key });
+                Effect::Discard { volume: number, io, range }
+            }
+            ReceivedKind::WriteZeroes { may_unmap } => {
+                let io = self.new_io(v, IoOwner::ReceivedWrite { peer: p, key });
+                Effect::WriteZeroes { volume: number, io, range, may_unmap }
+            }
+            ReceivedKind::Read => {
+                let io = self.new_io(v, IoOwner::ReceivedRead { peer: p, key });
+                Effect::Read { volume: number, io, range }
+            }
+        };
+        self.effect(effect);
+    }
+
+    /// The operation is over: gives back its lock and its extents. Returns it with whether its session still stands.
+    fn end_received(&mut self, p: usize, key: usize) -> (Received<P>, bool) {
+        let ReceivedOperation { operation, lock, logged, session } = self.peers[p].received.remove(key);
+        let v = operation.volume;
+        if let Some(lock) = lock {
+            self.volumes[v].intervals.remove(lock);
+        }
+        if logged {
+            if let Some(backing) = self.volumes[v].backing.as_mut() {
+                backing.log.release(operation.range.extents_touched());
+            }
+        }
+        self.peers[p].receiver.ended();
+        (operation, session.is_some() && self.peers[p].session == session)
+    }
+
+    pub(crate) fn received_write_done(&mut self, p: usize, key: usize, result: Result<(), IoError>) {
+        let v = self.peers[p].received[key].operation.volume;
+        let (operation, current) = self.end_received(p, key);
+        match result {
+            Ok(()) if current => self.peers[p].acks_written.push(operation.sequence),
+            Ok(()) => {}
+            Err(error) => {
+                if current {
+                    self.flush_acknowledgements(p);
+                    self.send(p, Message::Failed { sequence: operation.sequence });
+                }
+                self.write_failed(v, error);
+            }
+        }
+    }
+
+    pub(crate) fn received_read_done(&mut self, p: usize, key: usize, result: Result<Option<P>, IoError>) {
+        let v = self.peers[p].received[key].operation.volume;
+        let (operation, current) = self.end_received(p, key);
+        let failed = result.is_err();
+        if current {
+            let (outcome, payload) = match result {
+                Ok(Some(payload)) => (ReadOutcome::Data, Some(payload)),
+                _ => (ReadOutcome::Failed, None),
+            };
+            self.send(p, Message::ReadReply { id: operation.sequence, outcome, payload });
+        }
+        if failed {
+            self.read_failed(v);
+        }
+    }
+
+    pub(crate) fn epoch_flush_done(&mut self, v: usize, p: usize, result: Result<(), IoError>) {
+        if result.is_err() {
+            self.fail_disk(v, "flush-error");
+            self.receiver_lost_durability(p);
+        }
+        self.peers[p].receiver.flushed();
+    }
+
+    /// True while the connection stands on which the receiver's operations came.
+    fn receiver_is_current(&self, p: usize) -> bool {
+        self.peers[p].session.is_some() && self.peers[p].receiver_session == self.peers[p].session
+    }
+
+    /// Acknowledged writes may never become durable here. The connection ends without the barrier's acknowledgement, so that the
+    /// Primary's transfer log marks everything that was not durable.
+    fn receiver_lost_durability(&mut self, p: usize) {
+        if self.receiver_is_current(p) {
+            self.drop_session(p, ConnectionState::BrokenPipe, "disk-lost-before-flush");
+        }
+    }
+
+    // ---- acknowledgements -------------------------------------------------------------------------------------------------------
+
+    /// Sends what gathered since the last time, as few messages as possible.
+    pub(crate) fn send_acknowledgements(&mut self) {
+        for p in 0..self.peers.len() {
+            self.flush_acknowledgements(p);
+        }
+    }
+
+    pub(crate) fn flush_acknowledgements(&mut self, p: usize) {
+        if self.peers[p].session.is_none() {
+            self.peers[p].acks_written.clear();
+            return;
+        }
+        if self.peers[p].config.protocol == Protocol::B {
+            let through = self.peers[p].receiver.received_through();
+            if through > self.peers[p].acks_received && self.receiver_is_current(p) {
+                self.peers[p].acks_received = through;
+                self.send(p, Message::Received { through });
+            }
+        }
+        if self.peers[p].acks_written.is_empty() {
+            return;
+        }
+        let mut sequences = core::mem::take(&mut self.peers[p].acks_written);
+        sequences.sort_unstable();
+        let mut runs: Vec<(u64, u32)> = Vec::new();
+        for sequence in sequences {
+            match runs.last_mut() {
+                Some((first, count)) if *first + u64::from(*count) == sequence => *count += 1,
+                _ => runs.push((sequence, 1)),
+            }
+        }
+        for (first, count) in runs {
+            self.send(p, Message::Written { first, count });
+        }
+    }
+}

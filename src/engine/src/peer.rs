@@ -1,0 +1,241 @@
+//! What this node knows of one peer: the connection, the handshake, both directions of the data lane, and one [`PeerDevice`] for
+//! each volume. Data only; the rules are in `handshake`, `mirror`, `resync` and `request`.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use slab::Slab;
+
+use crate::api::SessionId;
+use crate::config::PeerConfig;
+use crate::interval::IntervalId;
+use crate::receiver::{Received, Receiver};
+use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
+use crate::transfer_log::TransferLog;
+use crate::units::{ByteRange, Generation, Time};
+use crate::wire::{Hello, VolumeHello};
+
+/// A received operation that has not ended.
+#[derive(Debug)]
+pub(crate) struct ReceivedOperation<P> {
+    pub operation: Received<P>,
+    pub lock: Option<IntervalId>,
+    /// It holds references on activity-log extents (this node tracks what the Primary's disk misses).
+    pub logged: bool,
+    /// The session it came on; an answer is sent only on the same.
+    pub session: Option<SessionId>,
+}
+
+/// A resync operation at the source.
+#[derive(Debug)]
+pub(crate) struct SourceOperation {
+    pub range: ByteRange,
+    pub blocks: Range<u64>,
+    pub lock: IntervalId,
+    pub sent: bool,
+}
+
+/// Resync of one volume, this node is the source.
+#[derive(Debug, Default)]
+pub(crate) struct ResyncSource {
+    /// Next block to look at.
+    pub cursor: u64,
+    pub next_id: u64,
+    pub operations: BTreeMap<u64, SourceOperation>,
+    pub in_flight_bytes: u64,
+    /// Written by the target, not known to be durable there.
+    pub unflushed: Vec<Range<u64>>,
+    pub unflushed_bytes: u64,
+    /// The flush under way at the target and what it covers.
+    pub flushing: Option<(u64, Vec<Range<u64>>)>,
+    pub finishing: bool,
+    pub progress: Progress,
+}
+
+/// Figures of a resync for `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks that were to be copied at the start.
+    pub total_blocks: u64,
+    /// When it began.
+    pub started: Time,
+    /// Blocks copied.
+    pub copied_blocks: u64,
+}
+
+/// A resync write at the target.
+#[derive(Debug)]
+pub(crate) struct TargetOperation<P> {
+    pub id: u64,
+    pub volume: usize,
+    pub range: ByteRange,
+    /// `None`: zeroes.
+    pub payload: Option<P>,
+    pub lock: IntervalId,
+    pub session: SessionId,
+    pub started: bool,
+}
+
+/// Resync of one volume, this node is the target.
+#[derive(Debug, Default)]
+pub(crate) struct ResyncTarget {
+    /// Operations received and not ended, by number.
+    pub pending: BTreeSet<u64>,
+    pub last_id: u64,
+    /// Blocks written since the last flush.
+    pub written: Vec<Range<u64>>,
+    /// A flush the source asked for, with the last operation it covers.
+    pub flush_wanted: Option<(u64, u64)>,
+    /// The local flush that runs for it, with the blocks it covers.
+    pub flushing: Option<(u64, Vec<Range<u64>>)>,
+    pub finishing: bool,
+    pub progress: Progress,
+}
+
+/// One volume on one connection.
+#[derive(Debug)]
+pub(crate) struct PeerDevice {
+    pub replication: ReplicationState,
+    /// The peer's disk.
+    pub disk: DiskState,
+    pub round: u32,
+    /// What this node said in this round.
+    pub mine: Option<VolumeHello>,
+    /// What the peer said in this round.
+    pub theirs: Option<VolumeHello>,
+    /// This node takes mirrored writes from the peer.
+    pub accepts: bool,
+    /// The peer takes mirrored writes from this node.
+    pub peer_accepts: bool,
+    /// New writes wait until the handshake is through.
+    pub hold: bool,
+    pub paused_here: bool,
+    pub paused_there: bool,
+    pub source: Option<Box<ResyncSource>>,
+    pub target: Option<Box<ResyncTarget>>,
+    /// The generation in which both were last known to be connected by this very process.
+    pub contact: Option<Generation>,
+    /// The peer is Primary without a disk: its disk misses what is written here, and that is tracked.
+    pub tracks_misses: bool,
+    /// The peer tracks what this node's lost disk misses.
+    pub misses_tracked: bool,
+}
+
+impl PeerDevice {
+    pub fn new() -> Self {
+        PeerDevice {
+            replication: ReplicationState::Off,
+            disk: DiskState::DUnknown,
+            round: 0,
+            mine: None,
+            theirs: None,
+            accepts: false,
+            peer_accepts: false,
+            hold: false,
+            paused_here: false,
+            paused_there: false,
+            source: None,
+            target: None,
+            contact: None,
+            tracks_misses: false,
+            misses_tracked: false,
+        }
+    }
+
+    /// True if this node's application writes go to the peer.
+    pub fn mirrors(&self) -> bool {
+        self.peer_accepts && self.replication.mirrors() && self.disk.has_data()
+    }
+}
+
+/// A promotion that asks the peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vote {
+    Asked(u64),
+    Granted,
+}
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct Peer<P> {
+    pub config: PeerConfig,
+    pub connection: ConnectionState,
+    pub session: Option<SessionId>,
+    pub role: Role,
+    pub discard_my_data: bool,
+    pub hello_sent: Option<Hello>,
+    pub hello_received: Option<Hello>,
+    pub handshake_deadline: Option<Time>,
+    pub devices: Vec<PeerDevice>,
+    pub log: TransferLog,
+    pub receiver: Receiver<P>,
+    /// The session whose operations the receiver holds; it may outlive the session itself.
+    pub receiver_session: Option<SessionId>,
+    pub received: Slab<ReceivedOperation<P>>,
+    pub resync_writes: Slab<TargetOperation<P>>,
+    /// Numbers written since the last acknowledgement was sent.
+    pub acks_written: Vec<u64>,
+    /// Last number whose receipt was reported.
+    pub acks_received: u64,
+    /// Requests that wait for an epoch to be durable at the peer: (request, epoch).
+    pub barrier_waiters: Vec<(usize, u64)>,
+    pub last_heard: Time,
+    pub last_sent: Time,
+    pub ping: Option<(u64, Time)>,
+    /// The oldest unwritten operation and since when it has been the oldest.
+    pub stalled: Option<(u64, Time)>,
+    /// When an open epoch is closed for lack of activity.
+    pub idle_barrier: Option<Time>,
+    pub vote: Option<Vote>,
+    /// This node granted the peer's promotion.
+    pub granted: Option<Time>,
+    /// Remote reads under way: question → request.
+    pub reads: BTreeMap<u64, usize>,
+    /// StandAlone was asked for while the goodbye is still on its way.
+    pub disconnecting: Option<crate::api::CommandId>,
+}
+
+impl<P> Peer<P> {
+    pub fn new(config: PeerConfig, volumes: usize) -> Self {
+        Peer {
+            config,
+            connection: ConnectionState::StandAlone,
+            session: None,
+            role: Role::Unknown,
+            discard_my_data: false,
+            hello_sent: None,
+            hello_received: None,
+            handshake_deadline: None,
+            devices: (0..volumes).map(|_| PeerDevice::new()).collect(),
+            log: TransferLog::new(),
+            receiver: Receiver::new(),
+            receiver_session: None,
+            received: Slab::new(),
+            resync_writes: Slab::new(),
+            acks_written: Vec::new(),
+            acks_received: 0,
+            barrier_waiters: Vec::new(),
+            last_heard: Time(0),
+            last_sent: Time(0),
+            ping: None,
+            stalled: None,
+            idle_barrier: None,
+            vote: None,
+            granted: None,
+            reads: BTreeMap::new(),
+            disconnecting: None,
+        }
+    }
+
+    /// True while a handshake is under way.
+    pub fn shaking_hands(&self) -> bool {
+        self.session.is_some() && self.connection != ConnectionState::Connected
+    }
+
+    /// True if nothing of an earlier session is still on its way to the disk.
+    pub fn drained(&self) -> bool {
+        self.received.is_empty() && self.receiver.buffered() == 0 && self.resync_writes.is_empty()
+    }
+}

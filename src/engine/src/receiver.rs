@@ -1,0 +1,285 @@
+//! The Secondary's side of the data lane: which received operation may touch the disk (W6), and what is durable.
+//!
+//! Operations arrive in the Primary's order, each with its epoch. Operations of one epoch run beside each other (overlap order is
+//! the business of `interval`); the first of the next epoch starts only when the barrier of the previous one arrived, all its
+//! operations ended, and the backing devices were flushed.
+//!
+//! Invariants: `epochs` holds consecutive epochs, only the first is being written; `pending` counts its operations that have
+//! not ended.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::limits::MAX_BUFFERED_OPERATIONS;
+use crate::units::ByteRange;
+
+/// What a received operation does to the disk.
+#[derive(Clone, Debug)]
+pub enum ReceivedKind<P> {
+    /// Write the payload.
+    Write(P),
+    /// Discard.
+    Discard,
+    /// Write zeroes.
+    WriteZeroes {
+        /// The space may be given back.
+        may_unmap: bool,
+    },
+    /// Read for the peer's client; `sequence` is the id of the question.
+    Read,
+}
+
+/// A received operation.
+#[derive(Clone, Debug)]
+pub struct Received<P> {
+    /// Number on the data lane.
+    pub sequence: u64,
+    /// Epoch.
+    pub epoch: u64,
+    /// Index of the volume.
+    pub volume: usize,
+    /// Where.
+    pub range: ByteRange,
+    /// What.
+    pub kind: ReceivedKind<P>,
+}
+
+#[derive(Debug)]
+struct Epoch<P> {
+    number: u64,
+    waiting: Vec<Received<P>>,
+    pending: usize,
+    closed: bool,
+    /// Volumes (by index) whose disks this epoch touched.
+    touched: Vec<usize>,
+    flushing: usize,
+}
+
+impl<P> Epoch<P> {
+    fn new(number: u64) -> Self {
+        Epoch { number, waiting: Vec::new(), pending: 0, closed: false, touched: Vec::new(), flushing: 0 }
+    }
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub enum Step<P> {
+    /// Carry the operation out.
+    Start(Received<P>),
+    /// Flush the backing device of this volume for the epoch.
+    Flush {
+        /// Index of the volume.
+        volume: usize,
+        /// The epoch.
+        epoch: u64,
+    },
+    /// The epoch is durable: tell the Primary.
+    Durable {
+        /// The epoch.
+        epoch: u64,
+    },
+}
+
+/// State of the data lane of one connection at its receiver.
+#[derive(Debug)]
+pub struct Receiver<P> {
+    next_sequence: u64,
+    epochs: VecDeque<Epoch<P>>,
+    next_epoch: u64,
+    /// Operations received of the epoch that is open.
+    open_operations: usize,
+    buffered: usize,
+    steps: VecDeque<Step<P>>,
+}
+
+impl<P> Receiver<P> {
+    /// The lane of a new connection.
+    #[must_use]
+    pub fn new() -> Self {
+        Receiver { next_sequence: 1, epochs: VecDeque::new(), next_epoch: 1, open_operations: 0, buffered: 0, steps: VecDeque::new() }
+    }
+
+    /// Takes an operation. False if its numbers do not follow, or if the peer sends more than was agreed
+    /// ([`MAX_BUFFERED_OPERATIONS`]).
+    pub fn receive(&mut self, operation: Received<P>) -> bool {
+        if self.buffered >= MAX_BUFFERED_OPERATIONS {
+            return false;
+        }
+        let is_read = matches!(operation.kind, ReceivedKind::Read);
+        let number = if is_read { self.newest_epoch() } else { operation.epoch };
+        if !is_read {
+            if operation.sequence != self.next_sequence || operation.epoch != self.newest_epoch() {
+                return false;
+            }
+            self.next_sequence += 1;
+            self.open_operations += 1;
+        }
+        if self.epochs.back().is_none_or(|epoch| epoch.number != number) {
+            self.epochs.push_back(Epoch::new(number));
+        }
+        let first = self.epochs.len() == 1;
+        let Some(epoch) = self.epochs.back_mut() else { return false };
+        self.buffered += 1;
+        if first {
+            epoch.pending += 1;
+            if !is_read && !epoch.touched.contains(&operation.volume) {
+                epoch.touched.push(operation.volume);
+            }
+            self.steps.push_back(Step::Start(operation));
+        } else {
+            epoch.waiting.push(operation);
+        }
+        true
+    }
+
+    fn newest_epoch(&self) -> u64 {
+        self.next_epoch
+    }
+
+    /// Takes a barrier. False if it does not close the epoch that is open, or if that epoch is empty (so that the number of epochs
+    /// is bounded by the number of operations).
+    pub fn barrier(&mut self, number: u64) -> bool {
+        if number != self.next_epoch || self.open_operations == 0 {
+            return false;
+        }
+        self.next_epoch += 1;
+        self.open_operations = 0;
+        if self.epochs.back().is_none_or(|epoch| epoch.number != number) {
+            self.epochs.push_back(Epoch::new(number));
+        }
+        if let Some(epoch) = self.epochs.back_mut() {
+            epoch.closed = true;
+        }
+        self.advance();
+        true
+    }
+
+    /// An operation of the epoch being written ended.
+    pub fn ended(&mut self) {
+        self.buffered -= 1;
+        if let Some(epoch) = self.epochs.front_mut() {
+            epoch.pending -= 1;
+        }
+        self.advance();
+    }
+
+    /// A flush asked for by [`Step::Flush`] ended.
+    pub fn flushed(&mut self) {
+        if let Some(epoch) = self.epochs.front_mut() {
+            epoch.flushing -= 1;
+            if epoch.flushing == 0 {
+                let number = epoch.number;
+                self.steps.push_back(Step::Durable { epoch: number });
+                self.epochs.pop_front();
+                self.open_first();
+                self.advance();
+            }
+        }
+    }
+
+    fn advance(&mut self) {
+        while let Some(epoch) = self.epochs.front_mut() {
+            if !epoch.closed || epoch.pending > 0 || epoch.flushing > 0 {
+                return;
+            }
+            if !epoch.touched.is_empty() {
+                epoch.flushing = epoch.touched.len();
+                let number = epoch.number;
+                for volume in core::mem::take(&mut epoch.touched) {
+                    self.steps.push_back(Step::Flush { volume, epoch: number });
+                }
+                return;
+            }
+            let number = epoch.number;
+            self.steps.push_back(Step::Durable { epoch: number });
+            self.epochs.pop_front();
+            self.open_first();
+        }
+    }
+
+    fn open_first(&mut self) {
+        if let Some(epoch) = self.epochs.front_mut() {
+            for operation in core::mem::take(&mut epoch.waiting) {
+                epoch.pending += 1;
+                if !matches!(operation.kind, ReceivedKind::Read) && !epoch.touched.contains(&operation.volume) {
+                    epoch.touched.push(operation.volume);
+                }
+                self.steps.push_back(Step::Start(operation));
+            }
+        }
+    }
+
+    /// The next thing to do.
+    pub fn next_step(&mut self) -> Option<Step<P>> {
+        self.steps.pop_front()
+    }
+
+    /// Number of the last operation received.
+    #[must_use]
+    pub fn received_through(&self) -> u64 {
+        self.next_sequence - 1
+    }
+
+    /// Operations received and not ended.
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        self.buffered
+    }
+}
+
+impl<P> Default for Receiver<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(sequence: u64, epoch: u64) -> Received<u8> {
+        Received { sequence, epoch, volume: 0, range: ByteRange::new(sequence * 4096, 4096), kind: ReceivedKind::Write(1) }
+    }
+
+    #[test]
+    fn nothing_of_the_next_epoch_starts_before_the_flush_of_the_previous_one() {
+        let mut lane = Receiver::new();
+        assert!(lane.receive(write(1, 1)));
+        assert!(lane.receive(write(2, 1)));
+        assert!(lane.barrier(1));
+        assert!(lane.receive(write(3, 2)));
+        assert!(matches!(lane.next_step(), Some(Step::Start(Received { sequence: 1, .. }))));
+        assert!(matches!(lane.next_step(), Some(Step::Start(Received { sequence: 2, .. }))));
+        assert!(lane.next_step().is_none());
+        lane.ended();
+        assert!(lane.next_step().is_none(), "operation 2 has not ended");
+        lane.ended();
+        assert!(matches!(lane.next_step(), Some(Step::Flush { volume: 0, epoch: 1 })));
+        assert!(lane.next_step().is_none());
+        lane.flushed();
+        assert!(matches!(lane.next_step(), Some(Step::Durable { epoch: 1 })));
+        assert!(matches!(lane.next_step(), Some(Step::Start(Received { sequence: 3, .. }))));
+    }
+
+    #[test]
+    fn numbers_that_do_not_follow_are_refused() {
+        let mut lane = Receiver::new();
+        assert!(!lane.receive(write(2, 1)));
+        assert!(lane.receive(write(1, 1)));
+        assert!(!lane.receive(write(2, 2)), "no barrier closed epoch 1");
+        assert!(!lane.barrier(2));
+        assert!(lane.barrier(1));
+        assert!(!lane.barrier(1));
+        assert!(!lane.receive(write(2, 1)));
+        assert!(lane.receive(write(2, 2)));
+    }
+
+    #[test]
+    fn an_empty_epoch_is_refused() {
+        let mut lane = Receiver::<u8>::new();
+        assert!(!lane.barrier(1));
+        assert!(lane.receive(write(1, 1)));
+        assert!(lane.barrier(1));
+        assert!(!lane.barrier(2));
+    }
+}
