@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::source::{Excerpt, Location, Position};
+use crate::source::{Location, Position};
 
 /// What sort of mistake it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -40,7 +40,8 @@ pub struct ConfigError {
     pub notes: Vec<String>,
     /// The resource that cannot be used because of this, if it is one resource only.
     pub resource: Option<String>,
-    excerpt: Option<Box<Excerpt>>,
+    /// Rendered when printed: a line may be as long as its file, and there may be many errors on it.
+    location: Option<Box<Location>>,
 }
 
 impl ConfigError {
@@ -51,7 +52,7 @@ impl ConfigError {
             message: message.into(),
             notes: Vec::new(),
             resource: None,
-            excerpt: Some(Box::new(location.excerpt())),
+            location: Some(Box::new(location.clone())),
         }
     }
 
@@ -62,7 +63,7 @@ impl ConfigError {
             message: message.into(),
             notes: Vec::new(),
             resource: None,
-            excerpt: None,
+            location: None,
         }
     }
 
@@ -90,7 +91,7 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.summary())?;
         let mut width = 1;
-        if let Some(excerpt) = &self.excerpt {
+        if let Some(excerpt) = self.location.as_ref().map(|location| location.excerpt()) {
             let number = excerpt.line_number.to_string();
             width = number.len();
             write!(f, "\n{:width$} |\n{number} | {}", "", excerpt.text)?;

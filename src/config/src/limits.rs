@@ -14,6 +14,8 @@ pub const MAX_BRACE_DEPTH: usize = 16;
 pub const MAX_WORD_BYTES: usize = 4096;
 /// Most resources of one configuration.
 pub const MAX_RESOURCES: usize = 4096;
+/// Most volumes times connections of one configuration; a resource of many nodes and volumes has many.
+pub const MAX_PEER_DEVICES: usize = 1 << 17;
 /// Most nodes of one resource; node ids are below it.
 pub const MAX_NODES: usize = 32;
 /// Most volumes of one resource.

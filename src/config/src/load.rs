@@ -20,7 +20,8 @@ use crate::error::{ConfigError, ErrorKind};
 use crate::glob;
 use crate::lexer::Word;
 use crate::limits::{
-    MAX_ERRORS, MAX_FILE_BYTES, MAX_FILES, MAX_INCLUDE_DEPTH, MAX_RESOURCES, MAX_TOTAL_BYTES,
+    MAX_ERRORS, MAX_FILE_BYTES, MAX_FILES, MAX_INCLUDE_DEPTH, MAX_PEER_DEVICES, MAX_RESOURCES,
+    MAX_TOTAL_BYTES,
 };
 use crate::model::{Broken, Global, Ignored, Loaded, Resource, SkipReason, Skipped};
 use crate::options::Section;
@@ -407,7 +408,7 @@ impl Loader {
             self.error(error);
             return Ok(());
         }
-        if self.resources.len() >= MAX_RESOURCES {
+        if self.names.len() >= MAX_RESOURCES {
             return Err(ConfigError::at(
                 ErrorKind::Value,
                 &name.at,
@@ -491,35 +492,7 @@ impl Loader {
         let common_missing =
             self.common_has_errors || (common.is_none() && self.common_may_be_unread);
         let common = common.unwrap_or_default();
-        let mut ledger = Ledger::default();
-        let mut loaded: Vec<Resource> = Vec::new();
-        for raw in std::mem::take(&mut self.resources) {
-            let mut findings = Findings::default();
-            if common_missing && raw.template.is_none() {
-                findings.error(
-                    ConfigError::at(
-                        ErrorKind::Inherited,
-                        &raw.name.at,
-                        format!("resource `{}` is not loaded: the section `common` could not be read", raw.name.text),
-                    )
-                    .note("it would run with other options than intended; correct the errors above first"),
-                );
-            } else if let Some((resource, claims)) = resolve(
-                &raw,
-                raw.template.as_ref().unwrap_or(&common),
-                host,
-                &mut findings,
-            ) {
-                match ledger.enter(&resource, claims) {
-                    Ok(()) => loaded.push(resource),
-                    Err(error) => findings.error(error),
-                }
-            }
-            if !self.take(findings, Some(&raw.name.text)) {
-                self.break_resource(&raw.name);
-            }
-        }
-        let resources = self.check_resync_after(loaded, &mut ledger);
+        let resources = self.resolve_all(&common, common_missing, host);
         if self.errors_not_shown > 0 {
             let message = format!("{} more errors are not shown", self.errors_not_shown);
             self.errors
@@ -547,6 +520,55 @@ impl Loader {
             ],
             files: self.files,
         }
+    }
+
+    /// The resources that are free of errors and of conflicts with each other.
+    fn resolve_all(
+        &mut self,
+        common: &Sections,
+        common_missing: bool,
+        host: &Host<'_>,
+    ) -> Vec<Resource> {
+        let mut ledger = Ledger::default();
+        let mut loaded: Vec<Resource> = Vec::new();
+        let mut peer_devices = 0;
+        for raw in std::mem::take(&mut self.resources) {
+            let name = &raw.name;
+            let mut findings = Findings::default();
+            let defaults = raw
+                .template
+                .as_ref()
+                .or((!common_missing).then_some(common));
+            match defaults {
+                None => findings.error(
+                    ConfigError::at(
+                        ErrorKind::Inherited,
+                        &name.at,
+                        format!("resource `{}` is not loaded: the section `common` could not be read", name.text),
+                    )
+                    .note("it would run with other options than intended; correct the errors above first"),
+                ),
+                Some(_) if peer_devices > MAX_PEER_DEVICES => findings.error(ConfigError::at(
+                    ErrorKind::Value,
+                    &name.at,
+                    format!("more than {MAX_PEER_DEVICES} volumes on connections in all resources together"),
+                )),
+                Some(defaults) => {
+                    if let Some((resource, claims)) = resolve(&raw, defaults, host, &mut findings) {
+                        peer_devices +=
+                            resource.connections.iter().map(|connection| connection.peer_devices.len()).sum::<usize>();
+                        match ledger.enter(&resource, claims) {
+                            Ok(()) => loaded.push(resource),
+                            Err(error) => findings.error(error),
+                        }
+                    }
+                }
+            }
+            if !self.take(findings, Some(&name.text)) {
+                self.break_resource(name);
+            }
+        }
+        self.check_resync_after(loaded, &mut ledger)
     }
 
     /// Drops the resources whose `resync-after` names nothing that exists, or themselves.

@@ -167,7 +167,7 @@ impl Resource {
             let paths = connection
                 .paths
                 .iter()
-                .map(|path| Path {
+                .map(|path| PeerPath {
                     local: path.addresses[side],
                     peer: path.addresses[1 - side],
                 })
@@ -198,12 +198,12 @@ pub struct Peer<'a> {
     /// The connection.
     pub connection: &'a Connection,
     /// Where the connection may run; at least one.
-    pub paths: Vec<Path>,
+    pub paths: Vec<PeerPath>,
 }
 
 /// The two ends of a path, seen from this node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Path {
+pub struct PeerPath {
     /// This node's address.
     pub local: SocketAddr,
     /// The peer's address.

@@ -52,6 +52,22 @@ impl fmt::Debug for Location {
     }
 }
 
+impl PartialEq for Location {
+    fn eq(&self, other: &Self) -> bool {
+        let place = |location: &Location| {
+            (
+                location.line,
+                location.column,
+                location.length,
+                location.secret,
+            )
+        };
+        self.source.name == other.source.name && place(self) == place(other)
+    }
+}
+
+impl Eq for Location {}
+
 impl Location {
     pub(crate) fn position(&self) -> Position {
         Position {

@@ -171,3 +171,77 @@ proptest! {
         prop_assert_eq!(loaded.errors.is_empty(), length == 0);
     }
 }
+
+/// Texts of a megabyte that would show time or memory growing faster than the text.
+#[test]
+fn a_megabyte_of_anything_is_read_within_seconds() {
+    let repeat = |piece: &str| piece.repeat((1 << 20) / piece.len());
+    let numbered = |piece: fn(usize) -> String| {
+        let mut text = String::new();
+        for number in 0.. {
+            let next = piece(number);
+            if text.len() + next.len() > 1 << 20 {
+                return text;
+            }
+            text.push_str(&next);
+        }
+        text
+    };
+    let mesh: String = (0..32)
+        .map(|node| {
+            format!(
+                "on n{node} {{ node-id {node}; address 10.0.0.{}:1; }} ",
+                node + 1
+            )
+        })
+        .chain((0..64).map(|volume| format!("volume {volume} {{ disk /dev/v{volume}; }} ")))
+        .collect();
+    let hosts: String = (0..32).map(|node| format!(" n{node}")).collect();
+    let mesh = format!("{mesh} connection-mesh {{ hosts{hosts}; }}");
+    let mut meshes = String::new();
+    for number in 0..200 {
+        let own = mesh
+            .replace("10.0.0.", &format!("10.0.{number}."))
+            .replace("/dev/v", &format!("/dev/{number}-"));
+        meshes.push_str(&format!("resource r{number} {{ {own} }}\n"));
+    }
+    let texts = [
+        repeat("a "),
+        repeat("{"),
+        repeat("}"),
+        repeat("\""),
+        repeat("#"),
+        repeat("resource a{x;}"),
+        repeat("resource a {\n"),
+        repeat("net { x; } "),
+        format!(
+            "resource r0 {{ {} }}",
+            &repeat("net { timeout 9; } ")[..1_000_000]
+        ),
+        format!(
+            "resource r0 {{ {} }}",
+            &repeat("connection { host a; host b; } ")[..1_000_000]
+        ),
+        numbered(|number| format!("resource r{number} {{ bad; worse; worst; }} ")),
+        numbered(|number| {
+            format!(
+                "resource r{number} {{ disk {{ resync-after r{}; }} disk /dev/r{number}; on alice {{ address 10.0.0.1:{}; }} }} ",
+                number + 1,
+                number % 65_535 + 1
+            )
+        }),
+        meshes,
+    ];
+    for text in &texts {
+        let start = std::time::Instant::now();
+        let loaded = load_text(text);
+        let passed = start.elapsed();
+        let begin: String = text.chars().take(60).collect();
+        assert!(
+            passed.as_secs() < 20,
+            "{passed:?} for {} bytes of {begin}",
+            text.len()
+        );
+        assert!(messages(&loaded).len() < 4 << 20, "{begin}");
+    }
+}
