@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, Incoming, TokioRuntime};
+use quinn::{Connection, ConnectionError, Incoming, TokioRuntime, TransportErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
@@ -510,8 +510,26 @@ impl<C: FrameCodec, A: PayloadAllocator> Inner<C, A> {
         incoming: Incoming,
         attempt: &mut Attempt,
     ) -> Result<(), RefusalReason> {
-        let lost = |error| RefusalReason::of_connection(&error, HANDSHAKE_TIMEOUT);
-        let connection = attempt.guard(incoming.accept().map_err(lost)?.await.map_err(lost)?);
+        let connecting = incoming.accept().map_err(|error| match &error {
+            // TLS alerts (RFC 9001 section 4.8): someone who speaks QUIC, but another protocol in it.
+            ConnectionError::TransportError(failure)
+                if (0x100..0x200).contains(&u64::from(failure.code)) =>
+            {
+                RefusalReason::of_connection(&error, HANDSHAKE_TIMEOUT)
+            }
+            // No QUIC handshake at all: noise, which anyone can send from any address.
+            _ => RefusalReason::Superseded,
+        })?;
+        let connection = connecting.await.map_err(|error| match error {
+            // RFC 9000 section 10.2.3: the form that a dialer's own close takes during the handshake.
+            ConnectionError::ConnectionClosed(close)
+                if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+            {
+                RefusalReason::Superseded
+            }
+            other => RefusalReason::of_connection(&other, HANDSHAKE_TIMEOUT),
+        })?;
+        let connection = attempt.guard(connection);
         let proven =
             prove_as_acceptor(&connection, &self.identity, |node| self.key_of(node)).await?;
         self.settle(&connection, proven, false).await

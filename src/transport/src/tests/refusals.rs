@@ -64,7 +64,7 @@ async fn a_wrong_key_is_refused_with_that_word_on_both_sides() {
     for (dialer, acceptor) in [(0, 1), (1, 0)] {
         let (mut a, mut b) = (node(dialer), node(acceptor));
         b.only_accept(a.id);
-        let other = SharedKey::from_secret("another key").unwrap();
+        let other = SharedKey::from_secret("not the same").unwrap();
         a.add_with(b.id, b.address(), other, Duration::from_millis(100));
         assert_eq!(
             a.dial_failed().await,
@@ -76,7 +76,8 @@ async fn a_wrong_key_is_refused_with_that_word_on_both_sides() {
             (a.address(), &RefusalReason::WrongKey(a.id))
         );
         assert!(
-            reason.to_string().contains("wrong key") && !reason.to_string().contains("another key")
+            reason.to_string().contains("wrong key")
+                && !reason.to_string().contains("not the same")
         );
         let seen = b.watch(Duration::from_millis(400)).await;
         assert!(
@@ -104,7 +105,7 @@ async fn an_acceptor_with_a_wrong_key_is_found_out_by_the_dialer() {
     let mut proof = [0; 40];
     receive.read_exact(&mut proof).await.unwrap();
     let transcript = Transcript::new(exporter(&connection).unwrap(), dialer_hello, own_hello);
-    let other = SharedKey::from_secret("another key").unwrap();
+    let other = SharedKey::from_secret("not the same").unwrap();
     send.write_all(&Message::Proof(transcript.prove(Role::Acceptor, &other)).encode())
         .await
         .unwrap();
@@ -231,7 +232,8 @@ async fn a_man_in_the_middle_cannot_pass_the_proofs_on() {
     assert_eq!(closed_with(&to_b).await, CloseCode::WrongKey);
     back.await.unwrap();
     to_a.close(VarInt::from_u32(0), b"");
-    assert!(matches!(a.dial_failed().await, RefusalReason::ByPeer(_)));
+    a.dial_failed().await;
+    assert!(a.endpoint.session(b.id).is_none() && b.endpoint.session(a.id).is_none());
 }
 
 #[tokio::test]
@@ -244,14 +246,13 @@ async fn a_stranger_learns_a_hello_and_nothing_that_helps_to_guess_the_key() {
     send.write_all(&Message::Hello(hello(0, 1)).encode())
         .await
         .unwrap();
+    let mut received = vec![0; 66];
+    receive.read_exact(&mut received).await.unwrap();
+    assert!(matches!(Message::decode(&received), Ok(Message::Hello(_))));
     send.write_all(&Message::Proof([0; 32]).encode())
         .await
         .unwrap();
-    let received = read_all(&mut receive).await;
-    assert!(
-        matches!(Message::decode(&received), Ok(Message::Hello(_))),
-        "one hello and no proof: {received:?}"
-    );
+    assert_eq!(read_all(&mut receive).await, b"", "a proof or more");
     assert_eq!(closed_with(&connection).await, CloseCode::WrongKey);
     assert_eq!(b.refused().await.1, RefusalReason::WrongKey(NodeId(0)));
 }
@@ -318,11 +319,11 @@ async fn without_a_proof_no_lane_opens_and_only_a_little_is_taken() {
         "datagrams were allowed"
     );
     let mut taken = 0;
-    // A header of a proof that never ends, so that the endpoint goes on waiting.
-    let mut next = b"QRBD\x01\x01\xc8\x00".to_vec();
     let flood = async {
-        while taken < 1 << 20 {
-            taken += send.write(&next).await.unwrap();
+        // A header that announces 200 bytes, and far more than that.
+        let mut next = b"QRBD\x01\x01\xc8\x00".to_vec();
+        while let Ok(count) = send.write(&next).await {
+            taken += count;
             next = vec![0; 1024];
         }
     };
