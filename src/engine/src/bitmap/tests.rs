@@ -135,6 +135,24 @@ fn extent_maps_to_at_most_two_disk_blocks() {
     assert_eq!(disk_blocks_of(7..7), 0..0);
 }
 
+#[test]
+fn bits_that_a_shrink_dropped_do_not_come_back_from_the_disk() {
+    let mut bitmap = bitmap_of(BLOCKS, &[0..BLOCKS]);
+    let mut disk = encode_slot(&bitmap, 0);
+    let _ = bitmap.take_all_dirty();
+    bitmap.resize(100, true);
+    assert_eq!((bitmap.count(), bitmap.take_all_dirty()), (100, vec![0]));
+    bitmap.resize(BLOCKS, false);
+    assert_eq!(bitmap.count(), 100);
+    for index in bitmap.take_all_dirty() {
+        disk[index as usize * 4096..][..4096].copy_from_slice(&bitmap.encode_block(0, index));
+    }
+    assert_eq!(
+        bits(&Bitmap::decode_slot(0, BLOCKS, &disk).unwrap()),
+        (0..100).collect()
+    );
+}
+
 /// Slot 3, sector 9 (the second of on-disk block 1).
 #[test]
 fn golden_sector() {

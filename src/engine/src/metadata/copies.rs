@@ -47,7 +47,7 @@ pub struct Chosen {
     pub superblock: Superblock,
     /// Which copy it is.
     pub copy: CopyName,
-    /// Copies that are refused or older: to be rewritten, one flush before the next update.
+    /// Copies that are refused or older: the next update writes them first.
     pub stale: Vec<CopyName>,
     /// The refused ones among them, to be reported.
     pub refused: Vec<RefusedCopy>,

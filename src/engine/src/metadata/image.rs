@@ -7,8 +7,8 @@
 //! Orders:
 //! - making: both superblock places blank, flush; ring and bitmaps, flush; superblock A, flush; B, flush. A crash leaves no
 //!   metadata or whole metadata.
-//! - updating the superblock: A, flush; B, flush.
-//! - after a crash ([`MetadataImage::clean_steps`]): stale superblock copies, flush; bitmap blocks with the bits of the logged
+//! - updating the superblock: A, flush; B, flush. If one copy is stale after a crash, that one first.
+//! - after a crash ([`MetadataImage::clean_steps`]): an update if a superblock copy is stale; bitmap blocks with the bits of the logged
 //!   extents, flush; superblock with `al_clean`. Only then may the ring be laid anew ([`MetadataImage::start_log_steps`]), and
 //!   `al_clean` falls after that is durable.
 //!
@@ -205,7 +205,7 @@ pub struct MetadataImage {
     pub ring_sequence: u64,
     /// One bitmap per slot, each of [`blocks_of`]`(volume_bytes)` bits.
     pub bitmaps: Vec<Bitmap>,
-    /// Superblock copies that must be rewritten before the next update.
+    /// Superblock copies that are older or refused: the next update writes them first.
     pub stale: Vec<CopyName>,
     /// Superblock copies that were refused, to be reported.
     pub refused: Vec<RefusedCopy>,
@@ -452,20 +452,25 @@ fn set_extent(bitmap: &mut Bitmap, extent: u32) -> u64 {
     bitmap.set(first..bitmap.blocks().min(first + BLOCKS_PER_EXTENT))
 }
 
-/// The steps of one superblock update; raises its sequence. It is durable after the first flush.
+/// The steps of one superblock update, both copies being equal before; raises its sequence. It is durable after the first
+/// flush. After a load, [`MetadataImage::superblock_update`] takes care of a stale copy.
 pub fn superblock_update(superblock: &mut Superblock, layout: &Layout) -> [Step; 4] {
+    update_in_order(superblock, layout, [CopyName::A, CopyName::B])
+}
+
+/// One superblock update that writes the copies in the given order.
+fn update_in_order(
+    superblock: &mut Superblock,
+    layout: &Layout,
+    order: [CopyName; 2],
+) -> [Step; 4] {
     superblock.sequence += 1;
     let block = superblock.encode();
-    let write = |copy| Step::Write {
+    let [first, second] = order.map(|copy| Step::Write {
         offset: layout.superblock_offset(copy),
         bytes: block.to_vec(),
-    };
-    [
-        write(CopyName::A),
-        Step::Flush,
-        write(CopyName::B),
-        Step::Flush,
-    ]
+    });
+    [first, Step::Flush, second, Step::Flush]
 }
 
 impl MetadataImage {
@@ -518,19 +523,23 @@ impl MetadataImage {
         head.into_iter().chain(bitmaps).chain(tail)
     }
 
+    /// The steps of one superblock update; raises its sequence. It is durable after the first flush. A stale copy is written
+    /// first, so that the good one stays until then.
+    pub fn superblock_update(&mut self) -> [Step; 4] {
+        let order = match self.stale.first() {
+            Some(CopyName::B) => [CopyName::B, CopyName::A],
+            _ => [CopyName::A, CopyName::B],
+        };
+        self.stale.clear();
+        update_in_order(&mut self.superblock, &self.layout, order)
+    }
+
     /// Brings the metadata into order after a crash (`apply-al`): afterwards both superblock copies are equal, the logged extents
     /// are in the bitmaps and `al_clean` is set. Applies the log in memory too.
     pub fn clean_steps(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         if !self.stale.is_empty() {
-            let block = self.superblock.encode().to_vec();
-            for copy in self.stale.drain(..) {
-                steps.push(Step::Write {
-                    offset: self.layout.superblock_offset(copy),
-                    bytes: block.clone(),
-                });
-            }
-            steps.push(Step::Flush);
+            steps.extend(self.superblock_update());
         }
         apply_activity_log(self);
         let before = steps.len();
@@ -548,7 +557,7 @@ impl MetadataImage {
         }
         if !self.superblock.flags.al_clean {
             self.superblock.flags.al_clean = true;
-            steps.extend(superblock_update(&mut self.superblock, &self.layout));
+            steps.extend(self.superblock_update());
         }
         steps
     }
@@ -562,7 +571,7 @@ impl MetadataImage {
         self.ring_sequence = writer.next_sequence();
         self.superblock.al_slots = al_slots;
         self.superblock.flags.al_clean = false;
-        steps.extend(superblock_update(&mut self.superblock, &self.layout));
+        steps.extend(self.superblock_update());
         (writer, steps)
     }
 

@@ -8,7 +8,8 @@
 //! 3. write copy B, flush, before step 2 of the next update.
 //!
 //! So at any instant one copy is whole and no older than the last update that was called durable. After a crash between
-//! steps 2 and 3 the copies differ: [`super::copies::Chosen::stale`] names the copy that must be rewritten before the next update.
+//! steps 2 and 3 the copies differ: [`super::copies::Chosen::stale`] names the copy that the next update writes in step 2, and
+//! the other one takes its place in step 3.
 //!
 //! Invariants: integers are little-endian; bytes without meaning are zero and are refused otherwise; the first 32 bytes keep
 //! their place in every format version. Byte-level description: `docs/metadata-format.md`.
@@ -114,6 +115,10 @@ flag_set! {
         primary_lost_quorum = 9,
         /// Had quorum when this was written.
         have_quorum = 10,
+        /// Target of a resync that is not finished; the disk is Inconsistent.
+        sync_target = 11,
+        /// The data were declared bad; the next resync with this node is a full one with this node as target.
+        invalidated = 12,
     }
 }
 
