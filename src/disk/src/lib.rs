@@ -31,4 +31,4 @@ pub use device::{DeviceInfo, DeviceKind};
 pub use error::{DiskError, DiskErrorKind, OperationKind};
 pub use open::{Disk, OpenOptions, open};
 pub use operation::{BlockDevice, Completion, Operation, Reactor, ReactorExt, Refused};
-pub use uring::{UringDevice, UringOptions, UringReactor};
+pub use uring::{TaskRun, UringDevice, UringOptions, UringReactor};

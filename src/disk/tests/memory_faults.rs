@@ -6,10 +6,15 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use qrbd_disk::memory::{Fault, MemoryReactor};
-use qrbd_disk::{BlockDevice, Completion, DiskErrorKind, Operation, OperationKind, Pool, Reactor, ReactorExt};
+use qrbd_disk::{
+    BlockDevice, Completion, DiskErrorKind, Operation, OperationKind, Pool, Reactor, ReactorExt,
+};
 
 fn tokens(completions: &[Completion]) -> Vec<u64> {
-    completions.iter().map(|completion| completion.token).collect()
+    completions
+        .iter()
+        .map(|completion| completion.token)
+        .collect()
 }
 
 #[test]
@@ -21,12 +26,34 @@ fn injected_error_reaches_the_caller_and_nothing_is_written() {
         let seen = Rc::new(RefCell::new(Vec::new()));
         let log = Rc::clone(&seen);
         reactor.set_faults(move |submitted| {
-            log.borrow_mut().push((submitted.kind, submitted.offset, submitted.length));
-            if submitted.kind == OperationKind::Write { Fault::Error(nix::libc::EIO) } else { Fault::None }
+            log.borrow_mut()
+                .push((submitted.kind, submitted.offset, submitted.length));
+            if submitted.kind == OperationKind::Write {
+                Fault::Error(nix::libc::EIO)
+            } else {
+                Fault::None
+            }
         });
         let payload = pool.copy_from(&[5; 4096]);
-        device.submit(1, Operation::Write { offset: 8192, payload, durable: false }).expect("room");
-        device.submit(2, Operation::Read { offset: 8192, length: 4096 }).expect("room");
+        device
+            .submit(
+                1,
+                Operation::Write {
+                    offset: 8192,
+                    payload,
+                    durable: false,
+                },
+            )
+            .expect("room");
+        device
+            .submit(
+                2,
+                Operation::Read {
+                    offset: 8192,
+                    length: 4096,
+                },
+            )
+            .expect("room");
         let mut completions = Vec::new();
         while reactor.outstanding() > 0 {
             reactor.completed().await;
@@ -34,10 +61,24 @@ fn injected_error_reaches_the_caller_and_nothing_is_written() {
         }
         assert_eq!(tokens(&completions), [1, 2]);
         let error = completions[0].result.as_ref().expect_err("injected");
-        assert_eq!((error.kind, error.range, error.errno), (DiskErrorKind::Io, Some((8192, 4096)), Some(nix::libc::EIO)));
-        let data = completions[1].result.as_ref().expect("read").as_ref().expect("data");
+        assert_eq!(
+            (error.kind, error.range, error.errno),
+            (DiskErrorKind::Io, Some((8192, 4096)), Some(nix::libc::EIO))
+        );
+        let data = completions[1]
+            .result
+            .as_ref()
+            .expect("read")
+            .as_ref()
+            .expect("data");
         assert!(data.iter().all(|&byte| byte == 0));
-        assert_eq!(*seen.borrow(), [(OperationKind::Write, 8192, 4096), (OperationKind::Read, 8192, 4096)]);
+        assert_eq!(
+            *seen.borrow(),
+            [
+                (OperationKind::Write, 8192, 4096),
+                (OperationKind::Read, 8192, 4096)
+            ]
+        );
     });
 }
 

@@ -43,7 +43,14 @@ async fn writes_complete_beside_busy_tasks(case: &Case, depth: usize) {
         started[token] = Instant::now();
         let offset = (submitted % 256) as u64 * 4096;
         submitted += 1;
-        case.submit(token as u64, Operation::Write { offset, payload: payload.clone(), durable: false });
+        case.submit(
+            token as u64,
+            Operation::Write {
+                offset,
+                payload: payload.clone(),
+                durable: false,
+            },
+        );
     };
     for token in 0..depth {
         submit(token, &mut started);
@@ -58,7 +65,12 @@ async fn writes_complete_beside_busy_tasks(case: &Case, depth: usize) {
             latencies.push(started[token].elapsed());
             submit(token, &mut started);
         }
-        assert!(rounds.get() < MAX_ROUNDS, "{} of {WRITES} writes after {} rounds", latencies.len(), rounds.get());
+        assert!(
+            rounds.get() < MAX_ROUNDS,
+            "{} of {WRITES} writes after {} rounds",
+            latencies.len(),
+            rounds.get()
+        );
     }
     assert!(rounds.get() > 0, "the busy task runs too");
     stop.store(true, Ordering::Relaxed);

@@ -106,7 +106,7 @@ impl<C> Transfer<C> {
     }
 }
 
-/// How the kernel gets to post completions; the best that it offers is taken.
+/// How the kernel gets to post completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskRun {
     /// Only when asked, on this thread (Linux 6.1).
@@ -115,6 +115,17 @@ pub enum TaskRun {
     Cooperative,
     /// At once.
     Interrupting,
+}
+
+impl TaskRun {
+    /// The next best way, which older kernels know.
+    pub(crate) fn older(self) -> Option<TaskRun> {
+        match self {
+            TaskRun::Deferred => Some(TaskRun::Cooperative),
+            TaskRun::Cooperative => Some(TaskRun::Interrupting),
+            TaskRun::Interrupting => None,
+        }
+    }
 }
 
 /// A ring and the transfers it works on.

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use qrbd_disk::memory::MemoryReactor;
 use qrbd_disk::{
-    BlockDevice, Completion, DiskError, OpenOptions, Operation, Payload, Pool, Reactor, ReactorExt, UringOptions, UringReactor,
+    BlockDevice, Completion, DiskError, OpenOptions, Operation, Payload, Pool, Reactor, ReactorExt,
+    UringOptions, UringReactor,
 };
 
 /// Size of the devices of the conformance tests.
@@ -27,16 +28,25 @@ pub struct Case {
 
 /// Runs a test body as the daemon runs: one thread, local tasks.
 pub fn run<T>(body: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
     let limit = Duration::from_secs(120);
-    tokio::task::LocalSet::new().block_on(&runtime, async { tokio::time::timeout(limit, body).await.expect("the test hangs") })
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(limit, body)
+            .await
+            .expect("the test hangs")
+    })
 }
 
 /// A sparse file in a fresh folder.
 pub fn file_of(bytes: u64) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = folder.path().join("disk");
-    File::create(&path).and_then(|file| file.set_len(bytes)).expect("disk file");
+    File::create(&path)
+        .and_then(|file| file.set_len(bytes))
+        .expect("disk file");
     (folder, path)
 }
 
@@ -44,7 +54,12 @@ pub fn on_ring(path: &Path, held: Vec<Box<dyn Any>>) -> Case {
     let pool = Pool::default();
     let reactor = UringReactor::new(UringOptions::default(), pool.clone()).expect("ring");
     let disk = qrbd_disk::open(path, OpenOptions::default()).expect("open");
-    Case { device: Box::new(reactor.attach(disk)), reactor: Box::new(reactor), pool, held }
+    Case {
+        device: Box::new(reactor.attach(disk)),
+        reactor: Box::new(reactor),
+        pool,
+        held,
+    }
 }
 
 #[cfg(feature = "tokio-uring")]
@@ -52,18 +67,30 @@ pub fn on_thread(path: &Path, held: Vec<Box<dyn Any>>) -> Case {
     let pool = Pool::default();
     let reactor = qrbd_disk::thread::DiskThread::new(pool.clone()).expect("disk thread");
     let disk = qrbd_disk::open(path, OpenOptions::default()).expect("open");
-    Case { device: Box::new(reactor.attach(disk).expect("attach")), reactor: Box::new(reactor), pool, held }
+    Case {
+        device: Box::new(reactor.attach(disk).expect("attach")),
+        reactor: Box::new(reactor),
+        pool,
+        held,
+    }
 }
 
 pub fn in_memory() -> Case {
     let pool = Pool::default();
     let reactor = MemoryReactor::new(pool.clone());
-    Case { device: Box::new(reactor.create("memory", DEVICE_BYTES)), reactor: Box::new(reactor), pool, held: Vec::new() }
+    Case {
+        device: Box::new(reactor.create("memory", DEVICE_BYTES)),
+        reactor: Box::new(reactor),
+        pool,
+        held: Vec::new(),
+    }
 }
 
 impl Case {
     pub fn submit(&self, token: u64, operation: Operation) {
-        self.device.submit(token, operation).expect("below the limit");
+        self.device
+            .submit(token, operation)
+            .expect("below the limit");
     }
 
     /// Completions of everything outstanding, by token; no token may come twice.
@@ -73,9 +100,18 @@ impl Case {
         while self.reactor.outstanding() > 0 {
             self.reactor.flush();
             self.reactor.completed().await;
-            assert!(self.reactor.take_completions(&mut completions) > 0, "ready means that there is a completion");
+            assert!(
+                self.reactor.take_completions(&mut completions) > 0,
+                "ready means that there is a completion"
+            );
             for completion in completions.drain(..) {
-                assert!(results.insert(completion.token, completion.result).is_none(), "token {} twice", completion.token);
+                assert!(
+                    results
+                        .insert(completion.token, completion.result)
+                        .is_none(),
+                    "token {} twice",
+                    completion.token
+                );
             }
         }
         results
@@ -88,13 +124,22 @@ impl Case {
 
     pub async fn write(&self, offset: u64, bytes: &[u8]) {
         let payload = self.pool.copy_from(bytes);
-        let result = self.carry_out(Operation::Write { offset, payload, durable: false }).await;
+        let result = self
+            .carry_out(Operation::Write {
+                offset,
+                payload,
+                durable: false,
+            })
+            .await;
         assert_eq!(result.expect("write"), None);
     }
 
     pub async fn read(&self, offset: u64, length: usize) -> Payload {
         let length = u32::try_from(length).expect("short");
-        self.carry_out(Operation::Read { offset, length }).await.expect("read").expect("data of a read")
+        self.carry_out(Operation::Read { offset, length })
+            .await
+            .expect("read")
+            .expect("data of a read")
     }
 }
 
@@ -115,12 +160,17 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
 /// Runs a program; its standard output if it succeeds.
 pub fn command(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// True if loop devices can be attached here; tests that need them say that they were skipped otherwise.
 pub fn can_use_loop_devices() -> bool {
-    let possible = nix::unistd::geteuid().is_root() && Path::new("/dev/loop-control").exists() && command("losetup", &["--version"]).is_some();
+    let possible = nix::unistd::geteuid().is_root()
+        && Path::new("/dev/loop-control").exists()
+        && command("losetup", &["--version"]).is_some();
     if !possible {
         eprintln!("skipped: needs root, /dev/loop-control and losetup");
     }
@@ -142,20 +192,37 @@ impl LoopDevice {
         // Several tests look for a free device at once; losetup may lose the race.
         let path = (0..20)
             .find_map(|_| {
-                let path = command("losetup", &["--find", "--show", "--direct-io=on", "--sector-size", &sector, name]);
+                let path = command(
+                    "losetup",
+                    &[
+                        "--find",
+                        "--show",
+                        "--direct-io=on",
+                        "--sector-size",
+                        &sector,
+                        name,
+                    ],
+                );
                 if path.is_none() {
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 path
             })
             .expect("a free loop device");
-        LoopDevice { path: PathBuf::from(path), file, _folder: folder }
+        LoopDevice {
+            path: PathBuf::from(path),
+            file,
+            _folder: folder,
+        }
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        command("losetup", &["--detach", self.path.to_str().expect("plain path")]);
+        let path = self.path.to_str().expect("plain path");
+        // The read-only flag would outlive the attachment.
+        command("blockdev", &["--setrw", path]);
+        command("losetup", &["--detach", path]);
     }
 }
 
@@ -168,13 +235,27 @@ impl Mount {
     pub fn tmpfs(bytes: u64) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         let place = folder.path().to_str().expect("plain path");
-        command("mount", &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs", place]).expect("mount tmpfs");
+        command(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={bytes}"),
+                "tmpfs",
+                place,
+            ],
+        )
+        .expect("mount tmpfs");
         Mount { folder }
     }
 
     pub fn ext4(device: &Path) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let (device, place) = (device.to_str().expect("plain path"), folder.path().to_str().expect("plain path"));
+        let (device, place) = (
+            device.to_str().expect("plain path"),
+            folder.path().to_str().expect("plain path"),
+        );
         command("mkfs.ext4", &["-q", "-F", "-O", "^has_journal", device]).expect("mkfs.ext4");
         command("mount", &["-t", "ext4", device, place]).expect("mount ext4");
         Mount { folder }
@@ -183,6 +264,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        command("umount", &[self.folder.path().to_str().expect("plain path")]);
+        command(
+            "umount",
+            &[self.folder.path().to_str().expect("plain path")],
+        );
     }
 }
