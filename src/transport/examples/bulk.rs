@@ -70,6 +70,41 @@ fn send(session: &Session, lane: Lane, payload: &Bytes) {
         .expect("the session is up");
 }
 
+/// A phase of the run: how long it takes, and the processor time of both ends, which a busy machine disturbs less.
+struct Phase {
+    begun: Instant,
+    cpu_ms: u64,
+}
+
+impl Phase {
+    fn begin() -> Self {
+        Self {
+            begun: Instant::now(),
+            cpu_ms: cpu_ms(),
+        }
+    }
+
+    fn end(self) -> (f64, String) {
+        (
+            self.begun.elapsed().as_secs_f64(),
+            format!("{:.2} CPU s", (cpu_ms() - self.cpu_ms) as f64 / 1e3),
+        )
+    }
+}
+
+/// User and system time of this process, from ticks of 10 ms.
+fn cpu_ms() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<u64>().ok())
+        .sum::<u64>()
+        * 10
+}
+
 /// Acknowledges every frame of the data lane with an empty frame.
 async fn serve(mut events: Events<Bytes>) {
     let mut session = None;
@@ -120,7 +155,7 @@ async fn measure(session: &Session, events: &mut Events<Bytes>, mib: usize) {
         us(999)
     );
 
-    let begun = Instant::now();
+    let phase = Phase::begin();
     for _ in 0..WINDOW {
         send(session, Lane::Data, &small);
     }
@@ -129,22 +164,24 @@ async fn measure(session: &Session, events: &mut Events<Bytes>, mib: usize) {
         send(session, Lane::Data, &small);
     }
     acks(events, WINDOW).await;
+    let (seconds, cpu) = phase.end();
     println!(
-        "4 KiB, {WINDOW} under way     {:.0} frames/s",
-        PIPELINED as f64 / begun.elapsed().as_secs_f64()
+        "4 KiB, {WINDOW} under way     {:.0} frames/s, {cpu}",
+        PIPELINED as f64 / seconds
     );
 
     let large = Bytes::from(vec![0x5a; FRAME_BYTES]);
     let frames = (mib << 20) / FRAME_BYTES;
-    let begun = Instant::now();
+    let phase = Phase::begin();
     for _ in 0..frames {
         session.drained_to(Lane::Data, BACKLOG_BYTES).await;
         send(session, Lane::Data, &large);
     }
     acks(events, frames).await;
+    let (seconds, cpu) = phase.end();
     println!(
-        "bulk, 256 KiB frames    {:.0} MiB/s",
-        mib as f64 / begun.elapsed().as_secs_f64()
+        "bulk, 256 KiB frames    {:.0} MiB/s, {cpu}",
+        mib as f64 / seconds
     );
     println!("{:?}", session.stats());
 }

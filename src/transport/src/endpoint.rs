@@ -431,15 +431,16 @@ impl<C: FrameCodec, A: PayloadAllocator> Inner<C, A> {
 
         let id = SessionId(table.next_session);
         table.next_session += 1;
+        let remote = canonical(connection.remote_address());
         let session = Shared::new::<C>(
             id,
             node,
             version,
             dialed_by_us,
+            remote,
             connection.clone(),
             &self.tuning,
         );
-        let remote = connection.remote_address();
         peer.current = Some(Current {
             session: session.clone(),
             holding: Holding {
@@ -559,7 +560,6 @@ impl<C: FrameCodec, A: PayloadAllocator> Inner<C, A> {
     }
 
     fn has_peer_at(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
         self.table()
             .peers
             .values()
@@ -660,7 +660,7 @@ impl Drop for Attempt {
 
 async fn accept_connections<C: FrameCodec, A: PayloadAllocator>(inner: Arc<Inner<C, A>>) {
     while let Some(incoming) = inner.quinn.accept().await {
-        let remote = incoming.remote_address();
+        let remote = canonical(incoming.remote_address());
         // Strangers cannot take the places of configured peers.
         let (places, total) = if inner.has_peer_at(remote.ip()) {
             (&inner.unproven_from_peers, MAX_UNPROVEN_FROM_PEERS)
@@ -678,6 +678,16 @@ async fn accept_connections<C: FrameCodec, A: PayloadAllocator>(inner: Arc<Inner
         }
         tokio::spawn(accept_one(inner.clone(), incoming, place));
     }
+    if !inner.table().stopped {
+        tracing::error!(
+            "the UDP socket failed: no peer can be reached until the endpoint is bound anew"
+        );
+    }
+}
+
+/// The address without the disguise that IPv4 has on a socket for both families.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 async fn accept_one<C: FrameCodec, A: PayloadAllocator>(
@@ -685,7 +695,7 @@ async fn accept_one<C: FrameCodec, A: PayloadAllocator>(
     incoming: Incoming,
     place: OwnedSemaphorePermit,
 ) {
-    let remote = incoming.remote_address();
+    let remote = canonical(incoming.remote_address());
     let outcome = Attempt::default()
         .run(async |attempt| inner.accept(incoming, attempt).await)
         .await;

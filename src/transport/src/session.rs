@@ -155,6 +155,7 @@ impl Shared {
         peer: NodeId,
         version: ProtocolVersion,
         dialed_by_us: bool,
+        remote: SocketAddr,
         connection: quinn::Connection,
         tuning: &Tuning,
     ) -> Arc<Self> {
@@ -163,7 +164,7 @@ impl Shared {
             peer,
             version,
             dialed_by_us,
-            remote: connection.remote_address(),
+            remote,
             connection,
             lanes: Lane::ALL.map(|lane| LaneState {
                 queue: Mutex::default(),

@@ -148,9 +148,13 @@ impl AsyncUdpSocket for Socket {
     ) -> Poll<io::Result<usize>> {
         loop {
             let received = ready!(self.inner.poll_recv(context, buffers, meta));
-            match &self.faults {
-                Some(faulty) if received.is_ok() && faulty.faults.inbound_blocked() => {}
-                _ => return Poll::Ready(received),
+            match (received, &self.faults) {
+                (Ok(_), Some(faulty)) if faulty.faults.inbound_blocked() => {}
+                // Reported once for something that was sent, and gone then. QUIC would give the whole socket up.
+                (Err(error), _) if is_passing(&error) => {
+                    tracing::debug!(%error, "receiving from the socket");
+                }
+                (received, _) => return Poll::Ready(received),
             }
         }
     }
@@ -170,6 +174,24 @@ impl AsyncUdpSocket for Socket {
     fn may_fragment(&self) -> bool {
         self.inner.may_fragment()
     }
+}
+
+/// Whether an error of receiving tells of the network, not of the socket.
+fn is_passing(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let passing = [
+        Errno::ECONNREFUSED,
+        Errno::EHOSTDOWN,
+        Errno::EHOSTUNREACH,
+        Errno::EMSGSIZE,
+        Errno::ENETDOWN,
+        Errno::ENETUNREACH,
+        Errno::ENOPROTOOPT,
+        Errno::EPROTO,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|code| passing.contains(&Errno::from_raw(code)))
 }
 
 impl fmt::Debug for Socket {

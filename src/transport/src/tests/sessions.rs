@@ -348,3 +348,41 @@ async fn impossible_peers_are_refused_by_name() {
         Err(AddressFamily { .. })
     ));
 }
+
+#[tokio::test]
+async fn both_address_families_work_and_a_wildcard_socket_serves_both() {
+    let bound = |id, local: &'static str| {
+        node_with(id, move |config| config.local = local.parse().unwrap())
+    };
+    let mut hub = bound(0, "[::]:0");
+    let port = hub.address().port();
+    for (id, local, remote) in [(1, "[::1]:0", "::1"), (2, "127.0.0.1:0", "127.0.0.1")] {
+        let mut leaf = bound(id, local);
+        hub.only_accept(leaf.id);
+        leaf.add(hub.id, SocketAddr::new(remote.parse().unwrap(), port));
+        let (on_leaf, on_hub) = tokio::join!(leaf.connected(), hub.connected());
+        assert_eq!(on_hub.remote(), leaf.address());
+        are_one(&mut leaf, &on_leaf, &mut hub, &on_hub).await;
+        assert!(hub.endpoint.remove_peer(leaf.id));
+        hub.lost().await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_bound_is_named() {
+    let taken = node(0);
+    let mut config = config(1, &taken.faults);
+    config.local = taken.address();
+    let error = Endpoint::<Codec, _>::bind(config.clone(), BytesAllocator)
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains(&taken.address().to_string()),
+        "{error}"
+    );
+    config.resource = "r0\n".into();
+    let error = Endpoint::<Codec, _>::bind(config, BytesAllocator)
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains(r#""r0\n""#), "{error}");
+}
