@@ -1,5 +1,10 @@
 //! Claims about the bitmap in memory, on disk and on the wire, against a naive model.
 
+#![allow(
+    clippy::single_range_in_vec_init,
+    reason = "lists of runs, often of one"
+)]
+
 use std::collections::BTreeSet;
 use std::string::ToString;
 

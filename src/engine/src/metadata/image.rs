@@ -1,16 +1,15 @@
-//! All metadata of one volume at once: made, read, brought into order after a crash, written.
+//! All metadata of one volume at once: made, brought into order after a crash, written. Reading is [`super::load`].
 //!
-//! Owns the order of writes that makes each of these safe at every instant. Pure: reads come through a closure, writes leave as
-//! [`Step`]s, which a shell carries out in order; a `Flush` is done when everything before it is durable, and the next step
-//! waits for it.
+//! Owns the order of writes that makes each of these safe at every instant. Pure: writes leave as [`Step`]s, which a shell
+//! carries out in order; a `Flush` is done when everything before it is durable, and the next step waits for it.
 //!
 //! Orders:
 //! - making: both superblock places blank, flush; ring and bitmaps, flush; superblock A, flush; B, flush. A crash leaves no
 //!   metadata or whole metadata.
 //! - updating the superblock: A, flush; B, flush. If one copy is stale after a crash, that one first.
-//! - after a crash ([`MetadataImage::clean_steps`]): an update if a superblock copy is stale; bitmap blocks with the bits of the logged
-//!   extents, flush; superblock with `al_clean`. Only then may the ring be laid anew ([`MetadataImage::start_log_steps`]), and
-//!   `al_clean` falls after that is durable.
+//! - after a crash ([`MetadataImage::clean_steps`]): an update if a superblock copy is stale; bitmap blocks with the bits of the
+//!   logged extents, flush; superblock with `al_clean`. Only then may the ring be laid anew
+//!   ([`MetadataImage::start_log_steps`]), and `al_clean` falls after that is durable.
 //!
 //! Deliberately decides nothing about generations, roles or disk states.
 
@@ -18,17 +17,18 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::copies::{Candidate, MetadataError, RefusedCopy, choose};
-use super::layout::{CopyName, Layout, LayoutError, Placement, superblock_candidates};
-use super::ring::{self, RingError, RingWriter};
+use super::METADATA_BLOCK_BYTES;
+use super::copies::RefusedCopy;
+use super::layout::{CopyName, Layout, LayoutError, Placement};
+pub use super::load::{Damage, LoadError, load, load_for_repair};
+use super::ring::{self, RingWriter};
 use super::superblock::{Flags, PeerSlot, Superblock};
-use super::{METADATA_BLOCK_BYTES, MetadataBlock};
-use crate::bitmap::{Bitmap, BitmapError};
+use crate::bitmap::Bitmap;
 use crate::limits::MIN_AL_EXTENTS;
 use crate::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, Generation, NodeId, blocks_of};
 
 /// On-disk bitmap blocks moved by one read or write.
-const BLOCKS_PER_TRANSFER: u64 = 256;
+pub(super) const BLOCKS_PER_TRANSFER: u64 = 256;
 
 /// One thing for a shell to do on the metadata device.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -90,96 +90,6 @@ impl fmt::Display for CreateError {
 }
 
 impl core::error::Error for CreateError {}
-
-/// Why metadata cannot be read. `E` is the shell's read error.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum LoadError<E> {
-    /// The device cannot hold metadata.
-    Layout(LayoutError),
-    /// The device could not read.
-    Read {
-        /// Byte offset on the metadata device.
-        offset: u64,
-        /// What the shell says.
-        error: E,
-    },
-    /// No superblock copy counts.
-    Superblock(MetadataError),
-    /// The metadata was made for a device of another size.
-    DeviceSize {
-        /// Size in the superblock, in bytes.
-        stored_bytes: u64,
-        /// Size now, in bytes.
-        device_bytes: u64,
-    },
-    /// The size agreed with the peers exceeds what there is.
-    EffectiveSize {
-        /// Size agreed with the peers, in bytes.
-        effective_bytes: u64,
-        /// Size available, in bytes.
-        available_bytes: u64,
-    },
-    /// The activity log is needed and cannot be read.
-    ActivityLog(RingError),
-    /// A bitmap is damaged.
-    Bitmap(BitmapError),
-}
-
-impl<E: fmt::Display> fmt::Display for LoadError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LoadError::Layout(error) => error.fmt(f),
-            LoadError::Read { offset, error } => {
-                write!(f, "cannot read metadata at byte {offset}: {error}")
-            }
-            LoadError::Superblock(error) => error.fmt(f),
-            LoadError::DeviceSize {
-                stored_bytes,
-                device_bytes,
-            } => write!(
-                f,
-                "field device size: metadata was made for {stored_bytes} bytes, the device has {device_bytes} (resize)"
-            ),
-            LoadError::EffectiveSize {
-                effective_bytes,
-                available_bytes,
-            } => write!(
-                f,
-                "field effective size: {effective_bytes} bytes were agreed with the peers, only {available_bytes} are \
-                 available: the device shrank"
-            ),
-            LoadError::ActivityLog(error) => error.fmt(f),
-            LoadError::Bitmap(error) => {
-                write!(
-                    f,
-                    "{error}; apply-al marks the blocks it describes out of sync"
-                )
-            }
-        }
-    }
-}
-
-impl<E: fmt::Debug + fmt::Display> core::error::Error for LoadError<E> {}
-
-/// Damage that [`load_for_repair`] bridged by treating more blocks as out of sync.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Damage {
-    /// The logged extents are unknown: the whole device counts as out of sync.
-    ActivityLog(RingError),
-    /// A block of a bitmap is damaged: the 126 MiB it describes count as out of sync.
-    Bitmap(BitmapError),
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Damage::ActivityLog(error) => error.fmt(f),
-            Damage::Bitmap(error) => {
-                write!(f, "{error}; the 126 MiB around it count as out of sync")
-            }
-        }
-    }
-}
 
 /// The extents that a crash may have left different from the peers.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -259,173 +169,6 @@ pub fn create(options: &CreateOptions) -> Result<MetadataImage, CreateError> {
         refused: Vec::new(),
         damage: Vec::new(),
     })
-}
-
-/// Reads the metadata of a backing device of `device_bytes`. `read` fills a buffer from a byte offset of the metadata device;
-/// offset and length are multiples of 4 KiB.
-///
-/// # Errors
-/// [`LoadError`]: anything that does not check out is refused, named, and nothing is changed. A superblock copy that is refused
-/// or cannot be read does not hide a good one, see [`choose`].
-pub fn load<E>(
-    placement: Placement,
-    device_bytes: u64,
-    read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
-) -> Result<MetadataImage, LoadError<E>> {
-    Loader {
-        read,
-        bridge: false,
-    }
-    .load(placement, device_bytes)
-}
-
-/// As [`load`], but damage of the activity log and of bitmap blocks is bridged by treating what they describe as out of sync,
-/// and listed in [`MetadataImage::damage`]. For tools, on an administrator's order.
-///
-/// # Errors
-/// As [`load`], without [`LoadError::ActivityLog`] and [`LoadError::Bitmap`].
-pub fn load_for_repair<E>(
-    placement: Placement,
-    device_bytes: u64,
-    read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
-) -> Result<MetadataImage, LoadError<E>> {
-    Loader { read, bridge: true }.load(placement, device_bytes)
-}
-
-struct Loader<R> {
-    read: R,
-    bridge: bool,
-}
-
-impl<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>> Loader<R> {
-    fn load(
-        mut self,
-        placement: Placement,
-        device_bytes: u64,
-    ) -> Result<MetadataImage, LoadError<E>> {
-        let places = superblock_candidates(placement, device_bytes).map_err(LoadError::Layout)?;
-        let mut copies = [[0; METADATA_BLOCK_BYTES as usize]; 2];
-        let mut read_errors = [None, None];
-        for (index, &(_, offset)) in places.iter().enumerate() {
-            read_errors[index] = self.read(offset, &mut copies[index]).err();
-        }
-        let candidates = [0, 1].map(|index| Candidate {
-            copy: places[index].0,
-            offset: places[index].1,
-            bytes: read_errors[index].is_none().then_some(&copies[index][..]),
-        });
-        let chosen = match choose(&candidates) {
-            Ok(chosen) => chosen,
-            Err(error @ (MetadataError::NotFound { .. } | MetadataError::Damaged { .. })) => {
-                let unread = read_errors.into_iter().flatten().next();
-                return Err(unread.unwrap_or(LoadError::Superblock(error)));
-            }
-            Err(error) => return Err(LoadError::Superblock(error)),
-        };
-        let superblock = chosen.superblock;
-        let layout = Layout::new(placement, superblock.device_bytes, superblock.max_peers)
-            .map_err(LoadError::Layout)?;
-        if placement == Placement::Internal && layout.superblock_a != places[0].1 {
-            return Err(LoadError::DeviceSize {
-                stored_bytes: superblock.device_bytes,
-                device_bytes,
-            });
-        }
-        let available_bytes = layout.data_bytes.min(device_bytes);
-        if superblock.effective_bytes > available_bytes {
-            let effective_bytes = superblock.effective_bytes;
-            return Err(LoadError::EffectiveSize {
-                effective_bytes,
-                available_bytes,
-            });
-        }
-        let volume_bytes = if superblock.effective_bytes == 0 {
-            available_bytes
-        } else {
-            superblock.effective_bytes
-        };
-        let mut damage = Vec::new();
-        let (logged, ring_sequence) = self.load_log(&superblock, &layout, &mut damage)?;
-        let bitmaps = (0..usize::from(superblock.max_peers))
-            .map(|slot| self.load_bitmap(&layout, slot, blocks_of(volume_bytes), &mut damage))
-            .collect::<Result<_, _>>()?;
-        Ok(MetadataImage {
-            superblock,
-            layout,
-            volume_bytes,
-            logged,
-            ring_sequence,
-            bitmaps,
-            stale: chosen.stale,
-            refused: chosen.refused,
-            damage,
-        })
-    }
-
-    fn load_log(
-        &mut self,
-        superblock: &Superblock,
-        layout: &Layout,
-        damage: &mut Vec<Damage>,
-    ) -> Result<(LoggedExtents, u64), LoadError<E>> {
-        let mut bytes = vec![0; layout.ring_blocks as usize * METADATA_BLOCK_BYTES as usize];
-        self.read(layout.ring_offset, &mut bytes)?;
-        let ring_sequence = ring::sequence_after(&bytes);
-        let flags = superblock.flags;
-        if flags.al_clean {
-            return Ok((LoggedExtents::Known(Vec::new()), ring_sequence));
-        }
-        if flags.al_disabled && (flags.primary_indicator || flags.crashed_primary) {
-            return Ok((LoggedExtents::Unknown, ring_sequence));
-        }
-        match ring::replay(&bytes) {
-            Ok(replay) => Ok((
-                LoggedExtents::Known(replay.extents().collect()),
-                ring_sequence,
-            )),
-            Err(error) if self.bridge => {
-                damage.push(Damage::ActivityLog(error));
-                Ok((LoggedExtents::Unknown, ring_sequence))
-            }
-            Err(error) => Err(LoadError::ActivityLog(error)),
-        }
-    }
-
-    fn load_bitmap(
-        &mut self,
-        layout: &Layout,
-        slot: usize,
-        blocks: u64,
-        damage: &mut Vec<Damage>,
-    ) -> Result<Bitmap, LoadError<E>> {
-        let mut bitmap = Bitmap::new(blocks);
-        let end = bitmap.disk_blocks();
-        let mut buffer = vec![0; (BLOCKS_PER_TRANSFER.min(end) * METADATA_BLOCK_BYTES) as usize];
-        let mut first = 0;
-        while first < end {
-            let count = BLOCKS_PER_TRANSFER.min(end - first);
-            let bytes = &mut buffer[..(count * METADATA_BLOCK_BYTES) as usize];
-            self.read(layout.bitmap_block_offset(slot, first), bytes)?;
-            for (index, block) in (first..).zip(bytes.chunks_exact(METADATA_BLOCK_BYTES as usize)) {
-                let block: &MetadataBlock = block.try_into().expect("a chunk of 4 KiB");
-                match bitmap.decode_block(slot, index, block) {
-                    Ok(()) => {}
-                    Err(error) if self.bridge => {
-                        bitmap.set_disk_block(index);
-                        bitmap.mark_dirty(index);
-                        damage.push(Damage::Bitmap(error));
-                    }
-                    Err(error) => return Err(LoadError::Bitmap(error)),
-                }
-            }
-            first += count;
-        }
-        Ok(bitmap)
-    }
-
-    fn read(&mut self, offset: u64, bytes: &mut [u8]) -> Result<(), LoadError<E>> {
-        (self.read)(offset, bytes).map_err(|error| LoadError::Read { offset, error })
-    }
 }
 
 /// Marks every logged extent out of sync in the bitmap of every peer that owns a slot. Returns how many bits were clear; the

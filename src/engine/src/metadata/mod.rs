@@ -15,6 +15,7 @@ mod bytes;
 pub mod copies;
 pub mod image;
 pub mod layout;
+pub mod load;
 pub mod ring;
 pub mod superblock;
 

@@ -6,6 +6,9 @@ use std::string::{String, ToString};
 use proptest::prelude::*;
 
 use super::*;
+use crate::metadata::MetadataBlock;
+use crate::metadata::copies::MetadataError;
+use crate::metadata::ring::RingError;
 use crate::metadata::superblock::SuperblockError;
 use crate::metadata::superblock::tests::seal;
 use crate::units::EXTENT_BYTES;
