@@ -143,19 +143,10 @@ impl<P: Payload> Engine<P> {
             return Err(Refusal::DiskConfigured);
         }
         let mut superblock = image.superblock.clone();
-        if self.role == Role::Primary && !self.volumes[v].exposed.is_none() {
-            // A Primary without a disk serves the peer's data: only an ancestor of it may come back, as target of a resync.
-            let known = self.volumes[v].exposed.same(superblock.current)
-                || self.peers.iter().any(|peer| {
-                    peer.devices[v].theirs.as_ref().is_some_and(|theirs| {
-                        theirs.current.same(superblock.current)
-                            || theirs.bitmap.same(superblock.current)
-                            || theirs.history.iter().any(|old| old.same(superblock.current))
-                    })
-                });
-            if !known && !superblock.current.is_just_created() {
-                return Err(Refusal::DataNotCurrent);
-            }
+        let connected = self.peers.iter().any(|peer| peer.connection == ConnectionState::Connected);
+        if self.role == Role::Primary && !connected && !self.volumes[v].exposed.same(superblock.current) {
+            // Its clients saw the peer's data: an older state must not take their place. With the peer at hand the handshake decides.
+            return Err(Refusal::DataNotCurrent);
         }
         let crashed = superblock.flags.primary_indicator || superblock.flags.crashed_primary;
         superblock.flags.crashed_primary = crashed;
@@ -185,7 +176,7 @@ impl<P: Payload> Engine<P> {
         if !primary {
             volume.size = size;
         }
-        volume.attached_anew = primary;
+        volume.attached_anew = primary && connected;
         volume.backing = Some(Backing {
             layout: image.layout.clone(),
             superblock,
@@ -206,7 +197,7 @@ impl<P: Payload> Engine<P> {
         self.set_disk(v, state, "metadata");
         for p in 0..self.peers.len() {
             self.peers[p].devices[v].contact = None;
-            if primary {
+            if primary && connected {
                 self.peers[p].devices[v].hold = true;
             }
             if self.peers[p].connection == ConnectionState::Connected {

@@ -246,6 +246,12 @@ impl<P: Payload> Engine<P> {
                 self.peers[p].devices[v].hold = false;
             }
         }
+        for v in 0..self.volumes.len() {
+            if self.peers[p].devices[v].paused_here {
+                let volume = self.volumes[v].number;
+                self.send(p, Message::ResyncPause { volume, paused: true });
+            }
+        }
         self.broadcast_state();
     }
 
@@ -369,6 +375,12 @@ impl<P: Payload> Engine<P> {
         }
         let (outcome, rule) = match self.verdict(p, v, mine.round > 1) {
             Ok(found) => found,
+            Err((rule, text)) if mine.attached_anew => {
+                // The peer serves this Primary's clients: it is the disk that goes, not the connection.
+                self.decision(Some(p), Some(v), rule, text);
+                self.peers[p].devices[v].hold = false;
+                return self.fail_disk(v, rule);
+            }
             Err((rule, text)) => return self.refuse_connection(p, rule, text),
         };
         self.peers[p].devices[v].disk = theirs.disk;
@@ -422,6 +434,7 @@ impl<P: Payload> Engine<P> {
         }
         let disk = self.volumes[v].disk;
         let volume = &mut self.volumes[v];
+        volume.attached_anew = false;
         let Some(backing) = volume.backing.as_mut() else { return };
         if equal {
             let mut identifiers = backing.identifiers();
@@ -459,10 +472,11 @@ impl<P: Payload> Engine<P> {
     /// Both sides are ready: held writes go on, mirrored.
     fn volume_settled(&mut self, p: usize, v: usize) {
         let current = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
+        let mine = self.volumes[v].disk;
         let device = &mut self.peers[p].devices[v];
         if device.accepts && device.peer_accepts {
             device.hold = false;
-            if device.disk.has_data() {
+            if device.disk == DiskState::UpToDate && mine == DiskState::UpToDate {
                 device.contact = current;
             }
         }

@@ -151,18 +151,6 @@ impl<T: Copy> Intervals<T> {
     pub fn next_runnable(&mut self) -> Option<T> {
         self.runnable.pop_front()
     }
-
-    /// Number of live entries.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// True if there is no live entry.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -210,7 +198,7 @@ mod tests {
         set.remove(b);
         set.remove(a);
         assert_eq!(set.next_runnable(), None);
-        assert!(set.is_empty());
+        assert!(set.entries.is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! One job runs at a time, each a list of phases; a phase starts when every operation of the one before it has ended:
 //! * superblock: write copy A, flush, *durable*, write copy B, flush;
-//! * bitmap: write every dirty block, flush, *durable*;
+//! * bitmap: (before a resync from here: flush the data device), write every dirty block, flush, *durable*;
 //! * activity log: (only if an extent is evicted: flush the data device, write the evicted extents' dirty bitmap blocks, flush),
 //!   write the transaction, flush, *committed*.
 //!
@@ -49,6 +49,8 @@ pub(crate) struct Versions {
 pub(crate) struct MetadataWriter {
     pub superblock: Versions,
     pub bitmap: Versions,
+    /// The next bitmap job flushes the data device first.
+    pub data_flush: bool,
     /// Operations of the running phase that have not ended.
     outstanding: u32,
     phases: VecDeque<Phase>,
@@ -72,11 +74,6 @@ impl MetadataWriter {
         self.outstanding == 0 && self.phases.is_empty()
     }
 
-    /// True if nothing is asked for that is not durable, and no job runs.
-    pub fn is_settled(&self) -> bool {
-        self.is_idle() && self.superblock.wanted == self.superblock.durable && self.bitmap.wanted == self.bitmap.durable
-    }
-
     /// Starts a superblock job: the same block to both places.
     pub fn start_superblock(&mut self, offset_a: u64, offset_b: u64, block: &[u8]) {
         debug_assert!(self.is_idle());
@@ -95,11 +92,14 @@ impl MetadataWriter {
     pub fn start_bitmap(&mut self, blocks: VecDeque<(usize, u64)>) {
         debug_assert!(self.is_idle());
         let version = self.bitmap.wanted;
-        if blocks.is_empty() {
-            self.phases = VecDeque::from([Phase::BitmapDurable(version)]);
-        } else {
-            self.phases = VecDeque::from([Phase::Bitmap(blocks), Phase::Flush, Phase::BitmapDurable(version)]);
+        if core::mem::take(&mut self.data_flush) {
+            self.phases.push_back(Phase::DataFlush);
         }
+        if !blocks.is_empty() {
+            self.phases.push_back(Phase::Bitmap(blocks));
+            self.phases.push_back(Phase::Flush);
+        }
+        self.phases.push_back(Phase::BitmapDurable(version));
     }
 
     /// Starts an activity-log job.

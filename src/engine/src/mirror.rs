@@ -79,7 +79,7 @@ impl<P: Payload> Engine<P> {
             progress = true;
             match step {
                 Step::Start(operation) => self.enter_received(p, operation),
-                Step::Flush { volume: v, .. } => {
+                Step::Flush { volume: v } => {
                     if !self.volumes[v].usable() {
                         // The disk went away with unflushed writes of this epoch in its cache.
                         self.receiver_lost_durability(p);

@@ -66,12 +66,10 @@ impl<P> Epoch<P> {
 pub enum Step<P> {
     /// Carry the operation out.
     Start(Received<P>),
-    /// Flush the backing device of this volume for the epoch.
+    /// Flush the backing device of this volume for the epoch being written.
     Flush {
         /// Index of the volume.
         volume: usize,
-        /// The epoch.
-        epoch: u64,
     },
     /// The epoch is durable: tell the Primary.
     Durable {
@@ -184,9 +182,8 @@ impl<P> Receiver<P> {
             }
             if !epoch.touched.is_empty() {
                 epoch.flushing = epoch.touched.len();
-                let number = epoch.number;
                 for volume in core::mem::take(&mut epoch.touched) {
-                    self.steps.push_back(Step::Flush { volume, epoch: number });
+                    self.steps.push_back(Step::Flush { volume });
                 }
                 return;
             }
@@ -254,7 +251,7 @@ mod tests {
         lane.ended();
         assert!(lane.next_step().is_none(), "operation 2 has not ended");
         lane.ended();
-        assert!(matches!(lane.next_step(), Some(Step::Flush { volume: 0, epoch: 1 })));
+        assert!(matches!(lane.next_step(), Some(Step::Flush { volume: 0 })));
         assert!(lane.next_step().is_none());
         lane.flushed();
         assert!(matches!(lane.next_step(), Some(Step::Durable { epoch: 1 })));

@@ -611,11 +611,6 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    /// True if a write or flush of the volume is open.
-    pub(crate) fn has_open_writes(&self, v: usize) -> bool {
-        self.requests.iter().any(|(_, request)| request.volume == v && !matches!(request.kind, Kind::Read))
-    }
-
     // ---- reads ----------------------------------------------------------------------------------------------------------------
 
     /// The peer (by index) from which the volume can be read.

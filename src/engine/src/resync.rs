@@ -70,6 +70,9 @@ impl<P: Payload> Engine<P> {
             }
         }
         if last && state == ReplicationState::WFBitMapS {
+            // A bit is cleared when the target has the block durably; what this node sends must be durable here by then as well, or a
+            // crash of this node would make it the older one without a mark.
+            backing.writer.data_flush = true;
             let version = backing.writer.want_bitmap();
             self.volumes[v].after(0, version, Some(p), After::SourceBitmap { peer: p });
         }

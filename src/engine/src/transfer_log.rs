@@ -197,12 +197,6 @@ impl TransferLog {
         self.entries.back().map_or(0, |entry| entry.epoch)
     }
 
-    /// True if the current epoch holds an operation, so that no barrier covers it yet.
-    #[must_use]
-    pub fn epoch_is_open(&self) -> bool {
-        self.epoch_operations > 0
-    }
-
     /// Bytes sent and not yet written by the peer.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
@@ -225,12 +219,6 @@ impl TransferLog {
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    /// True if nothing is remembered.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 }
 
@@ -268,7 +256,7 @@ mod tests {
         let mut retired = Vec::new();
         assert!(log.barrier_acked(1, |entry| retired.push(entry.sequence)));
         assert_eq!(retired, [1, 2]);
-        assert!(log.is_empty());
+        assert_eq!(log.len(), 0);
         assert_eq!(log.in_flight_bytes(), 0);
     }
 
