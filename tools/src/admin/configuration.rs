@@ -3,6 +3,7 @@
 //! A resource with an error is refused with that error (exit 10); one that is not for this host or not there at all is
 //! `'x' not defined in your config (for this host).` (exit 1). An error in one resource leaves the others alone.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use qrbd_config::{DiskSource, Loaded, Resource, Volume};
@@ -16,6 +17,7 @@ use super::{EXIT_CONFIGURATION, EXIT_USAGE, Failure};
 pub struct Configuration {
     /// What was read.
     pub loaded: Loaded,
+    left_out: Cell<bool>,
 }
 
 /// A resource of this node and what of it a target names.
@@ -73,7 +75,13 @@ impl Configuration {
     pub fn load(path: &Path, node: &str) -> Configuration {
         Configuration {
             loaded: qrbd_config::load(path, node),
+            left_out: Cell::new(false),
         }
+    }
+
+    /// `all` was asked for and did not mean all: the errors were told.
+    pub fn left_resources_out(&self) -> bool {
+        self.left_out.get()
     }
 
     /// All errors as text, in the order they were found.
@@ -127,12 +135,13 @@ impl Configuration {
 
     fn all<'a>(&'a self, selected: &mut Vec<Selected<'a>>) -> Result<(), Failure> {
         if !self.loaded.errors.is_empty() {
-            // The resources that can be used are used; what cannot is told now and again by sh-nop.
+            // The resources that can be used are used; the exit code tells that some were left out.
             let nothing_left = self.loaded.local_resources().next().is_none();
             if nothing_left {
                 return Err(Failure::new(EXIT_CONFIGURATION, self.errors()));
             }
-            eprintln!("{}", self.errors());
+            complain!("{}", self.errors());
+            self.left_out.set(true);
         }
         let resources = self.loaded.local_resources();
         selected.extend(resources.map(|resource| Selected {

@@ -31,11 +31,11 @@ impl Context {
         let volumes = configuration.select_volumes(targets)?;
         self.for_each("create-md", volumes, SelectedVolume::name, |volume| {
             if volume.disk().is_none() {
-                println!("{}: no disk here, nothing to do", volume.name());
+                say!("{}: no disk here, nothing to do", volume.name());
                 return Ok(());
             }
             if self.global.dry_run {
-                println!("create-md {}", volume.name());
+                say!("create-md {}", volume.name());
                 return Ok(());
             }
             self.create_one(volume, force, max_peers)
@@ -77,11 +77,11 @@ impl Context {
         .map_err(|error| refusal(volume, &error))?;
         look_before(volume, &disks, &fresh, force)?;
         let bitmap_kib = fresh.layout.bitmap_slot_bytes * u64::from(max_peers) / 1024;
-        println!("initializing activity log");
-        println!("initializing bitmap ({bitmap_kib} KB) to all zero");
-        println!("Writing metadata...");
+        say!("initializing activity log");
+        say!("initializing bitmap ({bitmap_kib} KB) to all zero");
+        say!("Writing metadata...");
         disks.carry_out(fresh.write_steps())?;
-        println!("New QRBD metadata block successfully created.");
+        say!("New QRBD metadata block successfully created.");
         tell_sizes(volume, &disks, &fresh);
         Ok(())
     }
@@ -140,15 +140,15 @@ fn look_before(
     if reasons.is_empty() || force {
         return Ok(());
     }
-    println!(
+    say!(
         "{}: found on {}:",
         volume.name(),
         disks.metadata_path().display()
     );
     for reason in &reasons {
-        println!("    {reason}");
+        say!("    {reason}");
     }
-    println!("\n ==> This might destroy existing data! <==\n");
+    say!("\n ==> This might destroy existing data! <==\n");
     confirmed()
 }
 
@@ -185,7 +185,7 @@ fn overlap(disk: &Disk, found: &Signature, used: u64, fresh: &MetadataImage) -> 
 fn tell_sizes(volume: &SelectedVolume<'_>, disks: &Disks, fresh: &MetadataImage) {
     let metadata = fresh.layout.metadata_bytes();
     match disks.placement {
-        Placement::Internal => println!(
+        Placement::Internal => say!(
             "{}: {} kB of {} are for data, {} kB at its end for metadata.",
             volume.name(),
             fresh.volume_bytes / 1024,
@@ -195,7 +195,7 @@ fn tell_sizes(volume: &SelectedVolume<'_>, disks: &Disks, fresh: &MetadataImage)
                 .saturating_sub(fresh.volume_bytes)
                 .div_ceil(1024),
         ),
-        Placement::External { .. } | Placement::Indexed { .. } => println!(
+        Placement::External { .. } | Placement::Indexed { .. } => say!(
             "{}: {} kB of {} are for data, {} kB of {} for metadata.",
             volume.name(),
             fresh.volume_bytes / 1024,
@@ -211,11 +211,11 @@ fn tell_sizes(volume: &SelectedVolume<'_>, disks: &Disks, fresh: &MetadataImage)
 /// # Errors
 /// Anything else was answered, or nothing: exit 1.
 pub(super) fn confirmed() -> Outcome {
-    print!("Do you want to proceed?\n[need to type 'yes' to confirm] ");
+    put!("Do you want to proceed?\n[need to type 'yes' to confirm] ");
     let _ = io::stdout().flush();
     let mut answer = String::new();
     let read = io::Read::take(io::stdin().lock(), 1024).read_line(&mut answer);
-    println!();
+    say!();
     match read {
         Ok(_) if answer.trim_end_matches(['\r', '\n']) == "yes" => Ok(()),
         _ => Err(Failure::new(EXIT_USAGE, "Operation canceled.")),

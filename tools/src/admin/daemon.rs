@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
 
 use qrbd_control::client::{Client, ClientError};
 use qrbd_control::status::ResourceStatus;
 use qrbd_control::{Command, Progress, Request, Response, StatusReport, Target};
 
 use super::arguments::{Face, Wait, minor_of, parse_target};
-use super::configuration::Configuration;
 use super::progress_bars::Bars;
 use super::{Context, EXIT_CONFIGURATION, EXIT_USAGE, Failure, Outcome};
 
@@ -58,13 +58,13 @@ impl Context {
 
     fn ask_one(&self, name: &str, target: &Target, command: &Command) -> Outcome {
         if self.global.dry_run {
-            println!("{name} {target}{}", options_of(command));
+            say!("{name} {target}{}", options_of(command));
             return Ok(());
         }
         match self.call(command.clone(), target.clone())? {
             Response::Ok { text } => {
                 if !text.is_empty() {
-                    println!("{}", text.trim_end());
+                    say!("{}", text.trim_end());
                 }
                 Ok(())
             }
@@ -75,6 +75,9 @@ impl Context {
     /// One request; progress is shown as it comes.
     pub(super) fn call(&self, command: Command, target: Target) -> Result<Response, Failure> {
         let mut client = Client::connect(&self.global.run_dir).map_err(Failure::execution)?;
+        client
+            .set_timeout(self.longest_silence(&command))
+            .map_err(Failure::execution)?;
         let mut bars = Bars::new();
         let mut steps: HashMap<String, Progress> = HashMap::new();
         let response = client.call(&Request { command, target }, |step| {
@@ -83,6 +86,24 @@ impl Context {
         });
         bars.clear();
         response.map_err(Failure::execution)
+    }
+
+    /// How long the daemon may say nothing: `cmd-timeout-short` for questions, `-medium` for the rest; waiting has its own
+    /// limit.
+    fn longest_silence(&self, command: &Command) -> Option<Duration> {
+        let limits = &self.configuration().loaded.global;
+        let seconds = match command {
+            Command::WaitConnect { .. } | Command::WaitSync { .. } => return None,
+            Command::Role
+            | Command::Cstate
+            | Command::Dstate
+            | Command::Status
+            | Command::ShowGi
+            | Command::GetGi
+            | Command::Version => limits.cmd_timeout_short_s,
+            _ => limits.cmd_timeout_medium_s,
+        };
+        Some(Duration::from_secs(u64::from(seconds.max(1))))
     }
 
     /// Report of the daemon, `None` if no daemon runs.
@@ -96,6 +117,9 @@ impl Context {
             Err(ClientError::NotRunning { .. }) => return Ok(None),
             Err(error) => return Err(Failure::execution(error)),
         };
+        client
+            .set_timeout(self.longest_silence(&command))
+            .map_err(Failure::execution)?;
         match client
             .call(
                 &Request {
@@ -134,7 +158,7 @@ impl Context {
             };
             return texts.iter().map(parse).collect();
         }
-        let configuration: Configuration = self.configuration();
+        let configuration = self.configuration();
         Ok(configuration
             .select(texts)?
             .into_iter()
@@ -151,7 +175,7 @@ impl Context {
             |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let theirs = Path::new(&version.configuration_file);
         if canonical(theirs) != canonical(&self.global.config_file) {
-            eprintln!(
+            complain!(
                 "warning: the daemon (pid {}) reads {}, not {}",
                 version.process_id,
                 theirs.display(),
@@ -169,7 +193,7 @@ impl Context {
     }
 }
 
-fn is_unknown(refusal: &qrbd_control::Refusal) -> bool {
+pub(super) fn is_unknown(refusal: &qrbd_control::Refusal) -> bool {
     let unknown = qrbd_control::KernelError::ResourceUnknown.number();
     refusal.kind == qrbd_control::RefusalKind::Kernel(unknown)
 }

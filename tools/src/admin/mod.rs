@@ -14,6 +14,7 @@ mod progress_bars;
 mod queries;
 mod status;
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::io::Write;
 
@@ -66,20 +67,23 @@ struct Context {
     face: Face,
     global: Global,
     node: String,
+    loaded: OnceCell<Configuration>,
 }
 
 impl Context {
-    fn configuration(&self) -> Configuration {
-        Configuration::load(&self.global.config_file, &self.node)
+    /// The configuration, read when it is first needed.
+    fn configuration(&self) -> &Configuration {
+        self.loaded
+            .get_or_init(|| Configuration::load(&self.global.config_file, &self.node))
     }
 
     /// Tells that a part of a command failed, in DRBD's words, and gives its exit code.
     fn report(&self, command: &str, object: &str, failure: &Failure) -> u8 {
         if !failure.message.is_empty() {
-            eprintln!("{}", failure.message);
+            complain!("{}", failure.message);
         }
         if failure.exit_code >= 10 && self.face != Face::Drbdsetup {
-            eprintln!(
+            complain!(
                 "Command '{} {command} {object}' terminated with exit code {}",
                 self.face.name(),
                 failure.exit_code
@@ -99,7 +103,7 @@ impl Context {
         let mut worst = 0;
         for item in items {
             if self.global.verbose > 0 && !self.global.dry_run {
-                println!("{} {command} {}", self.face.name(), object(&item));
+                say!("{} {command} {}", self.face.name(), object(&item));
             }
             if let Err(failure) = work(&item) {
                 worst = worst.max(self.report(command, &object(&item), &failure));
@@ -134,12 +138,22 @@ pub fn run(words: Vec<String>) -> u8 {
         face,
         global: arguments.global,
         node,
+        loaded: OnceCell::new(),
     };
     let code = match context.dispatch(arguments.command) {
+        // What could be done was done; that a resource was left out for its errors must not go unnoticed.
+        Ok(())
+            if context
+                .loaded
+                .get()
+                .is_some_and(Configuration::left_resources_out) =>
+        {
+            EXIT_CONFIGURATION
+        }
         Ok(()) => 0,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("{}", failure.message);
+                complain!("{}", failure.message);
             }
             failure.exit_code
         }
@@ -236,12 +250,12 @@ impl Context {
             Command::ShIp(targets) => self.sh_ip(&targets.targets),
             Command::Keygen { force, output } => {
                 if self.global.dry_run {
-                    println!("keygen {}", output.display());
+                    say!("keygen {}", output.display());
                     return Ok(());
                 }
                 crate::keygen::keygen(&output, force)
                     .map_err(|error| Failure::execution(format!("{error:#}")))?;
-                println!(
+                say!(
                     "Key written to {}. Copy it to every node of the cluster, owner root, mode 0400.",
                     output.display()
                 );

@@ -15,7 +15,7 @@ use qrbd_engine::metadata::image::{
 use qrbd_engine::metadata::layout::superblock_candidates;
 
 use super::arguments::Face;
-use super::configuration::{Configuration, Selected, SelectedVolume};
+use super::configuration::{Selected, SelectedVolume};
 use super::create_md::confirmed;
 use super::daemon::unexpected;
 use super::metadata::{Access, Disks, refused};
@@ -26,8 +26,8 @@ impl Context {
     /// `show-gi` and `get-gi`: of the running volume, or of its metadata.
     pub(super) fn generations(&self, name: &str, targets: &[String]) -> Outcome {
         let print = |report: &GenerationReport| match name {
-            "show-gi" => print!("{}", generations::show_gi(report)),
-            _ => print!("{}", generations::get_gi(report)),
+            "show-gi" => put!("{}", generations::show_gi(report)),
+            _ => put!("{}", generations::get_gi(report)),
         };
         let configuration = self.configuration();
         let selected = configuration.select(targets)?;
@@ -85,7 +85,7 @@ impl Context {
             } else {
                 metadata::disk_state(&load(&volume, Access::Read)?.1.superblock)
             };
-            println!("{state}/{}", DiskState::DUnknown);
+            say!("{state}/{}", DiskState::DUnknown);
         }
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Context {
                 ..Target::resource(&volume.resource.name)
             };
             if self.global.dry_run {
-                println!("{name} {target}");
+                say!("{name} {target}");
                 return Ok(());
             }
             let running = self.running(&volume.resource.name)?;
@@ -180,7 +180,7 @@ impl Context {
                 );
                 return Err(Failure::new(EXIT_UNCLEAN, message));
             }
-            print!("{}", metadata::dump(&image));
+            put!("{}", metadata::dump(&image));
             Ok(())
         })
     }
@@ -201,14 +201,14 @@ impl Context {
             disks.carry_out(image.clean_steps())?;
             let after: u64 = image.bitmaps.iter().map(|bitmap| bitmap.count()).sum();
             if self.global.verbose > 0 {
-                println!(
+                say!(
                     "{}: activity log: {logged}; {} blocks newly out of sync",
                     volume.name(),
                     after.saturating_sub(before)
                 );
             }
             for damage in &damage {
-                eprintln!("{}: {damage}", volume.name());
+                complain!("{}: {damage}", volume.name());
             }
             if damage
                 .iter()
@@ -231,12 +231,12 @@ impl Context {
             let disks = Disks::open(volume, Access::Write)?;
             let found = disks.load();
             if let Err(LoadError::Superblock(MetadataError::NotFound { .. })) = &found {
-                println!("{}: no metadata to wipe", volume.name());
+                say!("{}: no metadata to wipe", volume.name());
                 return Ok(());
             }
             if !force {
-                println!("{}: {}", volume.name(), describe(&found));
-                println!(
+                say!("{}: {}", volume.name(), describe(&found));
+                say!(
                     "Do you really want to wipe out the metadata on {}?",
                     disks.metadata_path().display()
                 );
@@ -250,7 +250,7 @@ impl Context {
                 bytes: blank.clone(),
             });
             disks.carry_out(writes.into_iter().chain([Step::Flush]))?;
-            println!("{}: metadata wiped", volume.name());
+            say!("{}: metadata wiped", volume.name());
             Ok(())
         })
     }
@@ -262,11 +262,11 @@ impl Context {
         targets: &[String],
         mut work: impl FnMut(&SelectedVolume<'_>) -> Outcome,
     ) -> Outcome {
-        let configuration: Configuration = self.configuration();
+        let configuration = self.configuration();
         let volumes = configuration.select_volumes(targets)?;
         self.for_each(name, volumes, SelectedVolume::name, |volume| {
             if self.global.dry_run {
-                println!("{name} {}", volume.name());
+                say!("{name} {}", volume.name());
                 return Ok(());
             }
             if let Some(resource) = self.running(&volume.resource.name)?

@@ -76,7 +76,7 @@ impl Bars {
             *phase == step.phase && *percent == whole && when.elapsed() < PLAIN_INTERVAL
         });
         if !same {
-            eprintln!("{}", line(step));
+            complain!("{}", line(step));
             self.printed
                 .insert(object(step), (step.phase.clone(), whole, Instant::now()));
         }

@@ -11,11 +11,11 @@ impl Context {
         let configuration = self.configuration();
         let all = targets.is_empty() || targets.iter().any(|target| target == "all");
         if all {
-            print!("{}", qrbd_config::dump(&configuration.loaded));
-            return self.errors_of(&configuration);
+            put!("{}", qrbd_config::dump(&configuration.loaded));
+            return self.errors_of(configuration);
         }
         for selected in configuration.select(targets)? {
-            print!("{}", qrbd_config::dump_resource(selected.resource));
+            put!("{}", qrbd_config::dump_resource(selected.resource));
         }
         Ok(())
     }
@@ -23,12 +23,12 @@ impl Context {
     pub(super) fn sh_nop(&self, targets: &[String]) -> Outcome {
         let configuration = self.configuration();
         for ignored in &configuration.loaded.ignored {
-            eprintln!("{ignored}");
+            complain!("{ignored}");
         }
         if !targets.is_empty() {
             configuration.select(targets)?;
         }
-        self.errors_of(&configuration)
+        self.errors_of(configuration)
     }
 
     fn errors_of(&self, configuration: &super::Configuration) -> Outcome {
@@ -45,8 +45,8 @@ impl Context {
             .local_resources()
             .map(|resource| resource.name.as_str())
             .collect();
-        println!("{}", names.join(" "));
-        self.errors_of(&configuration)
+        say!("{}", names.join(" "));
+        self.errors_of(configuration)
     }
 
     pub(super) fn sh_resource(&self, targets: &[String]) -> Outcome {
@@ -121,7 +121,7 @@ impl Context {
     ) -> Outcome {
         let configuration = self.configuration();
         for selected in configuration.select(targets)? {
-            println!("{}", line(selected.resource).unwrap_or_default());
+            say!("{}", line(selected.resource).unwrap_or_default());
         }
         Ok(())
     }
@@ -133,7 +133,7 @@ impl Context {
     ) -> Outcome {
         let configuration = self.configuration();
         for volume in configuration.select_volumes(targets)? {
-            println!("{}", line(volume));
+            say!("{}", line(volume));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use qrbd_control::status::Role;
 use qrbd_control::{Command, KernelError, Response, StatusReport, Target};
 
 use super::arguments::{Face, Status};
-use super::daemon::unexpected;
+use super::daemon::{is_unknown, unexpected};
 use super::progress_bars::Bars;
 use super::{Context, EXIT_CONFIGURATION, Failure, Outcome};
 use crate::show::{json, progress, queries, text};
@@ -29,7 +29,7 @@ impl Context {
         };
         if self.global.dry_run {
             for target in targets {
-                println!("status {target}");
+                say!("status {target}");
             }
             return Ok(());
         }
@@ -38,9 +38,9 @@ impl Context {
         }
         let (report, missing) = self.reports(&targets)?;
         if arguments.json {
-            print!("{}", json::status(&report));
+            put!("{}", json::status(&report));
         } else if !report.resources.is_empty() || missing.is_empty() {
-            print!("{}", text::status(&report, options));
+            put!("{}", text::status(&report, options));
         }
         if missing.is_empty() {
             return Ok(());
@@ -85,9 +85,9 @@ impl Context {
             let text = text::status(&report, options);
             if terminal {
                 bars.clear();
-                print!("\x1b[H\x1b[2J{text}");
+                put!("\x1b[H\x1b[2J{text}");
             } else if text != shown {
-                print!("{text}");
+                put!("{text}");
             }
             shown = text;
             if std::io::stdout().flush().is_err() {
@@ -109,14 +109,14 @@ impl Context {
                 response => return Err(unexpected(target, response)),
             };
             let Some(resource) = resource else {
-                println!("{}", Role::Unknown);
+                say!("{}", Role::Unknown);
                 return Err(Failure::new(
                     EXIT_CONFIGURATION,
                     format!("{target}: {}", KernelError::ResourceUnknown),
                 ));
             };
             let line = queries::role(&resource, target.peer.as_deref());
-            print!("{}", line.ok_or_else(|| no_such(target, "connection"))?);
+            put!("{}", line.ok_or_else(|| no_such(target, "connection"))?);
             Ok(())
         })
     }
@@ -130,7 +130,7 @@ impl Context {
             };
             let lines =
                 resource.and_then(|resource| queries::cstate(&resource, target.peer.as_deref()));
-            print!("{}", lines.ok_or_else(|| no_such(target, "connection"))?);
+            put!("{}", lines.ok_or_else(|| no_such(target, "connection"))?);
             Ok(())
         })
     }
@@ -142,7 +142,7 @@ impl Context {
             match self.running(name)? {
                 Some(resource) => {
                     let lines = queries::dstate(&resource, target.volume);
-                    print!("{}", lines.ok_or_else(|| no_such(target, "device"))?);
+                    put!("{}", lines.ok_or_else(|| no_such(target, "device"))?);
                     Ok(())
                 }
                 None if self.face == Face::Drbdsetup => Err(no_such(target, "device")),

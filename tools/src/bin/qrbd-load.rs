@@ -14,6 +14,7 @@ use qrbd_tools::load::generate::{End, Options, Summary, generate};
 use qrbd_tools::load::journal::{self, Journal, Run};
 use qrbd_tools::load::source::{ExportSource, FileSource, Source, connect, file_bytes};
 use qrbd_tools::load::verify::{Tolerance, verify};
+use qrbd_tools::{complain, say};
 
 /// Load generator that remembers what was acknowledged.
 #[derive(Debug, Parser)]
@@ -143,7 +144,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("qrbd-load: {error:#}");
+            complain!("qrbd-load: {error:#}");
             ExitCode::from(20)
         }
     }
@@ -185,7 +186,7 @@ fn run(arguments: &RunArguments) -> anyhow::Result<bool> {
     };
     let summary = generate(client, &mut journal, &options, |summary| {
         if !arguments.quiet {
-            println!(
+            say!(
                 "{:.0} s: {} writes issued, {} acknowledged, longest {:.1} ms",
                 summary.elapsed.as_secs_f64(),
                 summary.issued,
@@ -209,7 +210,7 @@ fn milliseconds(duration: Duration) -> f64 {
 fn print_summary(summary: &Summary, block_bytes: u32) {
     let seconds = summary.elapsed.as_secs_f64().max(1e-9);
     let mebibytes = summary.acknowledged as f64 * f64::from(block_bytes) / f64::from(1 << 20);
-    println!(
+    say!(
         "writes issued {}, acknowledged {}, unanswered {}; reads checked {}; flushes {}",
         summary.issued,
         summary.acknowledged,
@@ -217,7 +218,7 @@ fn print_summary(summary: &Summary, block_bytes: u32) {
         summary.reads,
         summary.flushes
     );
-    println!(
+    say!(
         "{:.1} s, {:.0} writes/s, {:.1} MiB/s; latency ms: half below {:.3}, 99 % below {:.3}, longest {:.3}",
         summary.elapsed.as_secs_f64(),
         summary.acknowledged as f64 / seconds,
@@ -227,11 +228,11 @@ fn print_summary(summary: &Summary, block_bytes: u32) {
         milliseconds(summary.latency.longest)
     );
     match &summary.end {
-        End::Finished => println!("end: finished"),
-        End::Disconnected(how) => println!("end: server disconnected ({how})"),
-        End::Silent => println!("end: the server answers nothing"),
-        End::Failed(what) => println!("end: request failed: {what}"),
-        End::Violated { block, violation } => println!("end: block {block}: {violation}"),
+        End::Finished => say!("end: finished"),
+        End::Disconnected(how) => say!("end: server disconnected ({how})"),
+        End::Silent => say!("end: the server answers nothing"),
+        End::Failed(what) => say!("end: request failed: {what}"),
+        End::Violated { block, violation } => say!("end: block {block}: {violation}"),
     }
 }
 
@@ -248,20 +249,24 @@ fn run_verify(arguments: &VerifyArguments) -> anyhow::Result<bool> {
     };
     let report = verify(source.as_mut(), &history, tolerance, |_| {})?;
     for (block, violation) in &report.first {
-        println!(
+        say!(
             "block {block} (byte {}): {violation}",
             block * u64::from(history.run.block_bytes)
         );
     }
     if report.violations > report.first.len() as u64 {
-        println!(
+        say!(
             "... and {} more",
             report.violations - report.first.len() as u64
         );
     }
-    println!(
+    say!(
         "blocks {}, with acknowledged writes {}, acknowledged writes {}, holding a newer unacknowledged write {}, violations {}",
-        report.blocks, report.acknowledged, history.acknowledged, report.newer, report.violations
+        report.blocks,
+        report.acknowledged,
+        history.acknowledged,
+        report.newer,
+        report.violations
     );
     Ok(report.violations == 0)
 }
@@ -284,7 +289,7 @@ fn run_compare(arguments: &CompareArguments) -> anyhow::Result<bool> {
     );
     let differences = compare(&left, &right, bytes).context("cannot read")?;
     for range in &differences.ranges {
-        println!(
+        say!(
             "differ: {}..{} ({} bytes)",
             range.start,
             range.end,
@@ -292,14 +297,15 @@ fn run_compare(arguments: &CompareArguments) -> anyhow::Result<bool> {
         );
     }
     if differences.range_count > REPORTED_RANGES as u64 {
-        println!(
+        say!(
             "... and {} more ranges",
             differences.range_count - REPORTED_RANGES as u64
         );
     }
-    println!(
+    say!(
         "compared {bytes} bytes: {} differ in {} ranges",
-        differences.bytes, differences.range_count
+        differences.bytes,
+        differences.range_count
     );
     Ok(differences.bytes == 0)
 }

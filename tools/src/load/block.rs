@@ -31,7 +31,7 @@ pub fn fill(buffer: &mut [u8], seed: u64, block: u64, generation: u64) {
         let mut random =
             Random::new(seed ^ block.rotate_left(24) ^ generation.rotate_left(48) ^ index as u64);
         for word in sector[FILLER_START..].chunks_exact_mut(8) {
-            word.copy_from_slice(&random.next().to_le_bytes());
+            word.copy_from_slice(&random.draw().to_le_bytes());
         }
         let crc = crc32fast::hash(sector);
         sector[CRC_RANGE].copy_from_slice(&crc.to_le_bytes());
@@ -135,7 +135,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -145,6 +145,6 @@ impl Random {
 
     /// A number below `bound`, which is not zero.
     pub fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(bound)) >> 64) as u64
     }
 }
