@@ -8,7 +8,6 @@
 //! Which connection becomes the session is decided in `registry`.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,17 +17,18 @@ use quinn::{Connection, ConnectionError, Incoming, TokioRuntime, TransportErrorC
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
+use crate::allowance::ReportAllowance;
+use crate::attempt::Attempt;
 use crate::codec::{FrameCodec, PayloadAllocator};
+use crate::config::{AddPeerError, BindError, EndpointConfig, PeerConfig};
 use crate::event::{CloseCode, Event, Events, LossReason, RefusalReason};
-use crate::fault::Faults;
 use crate::handshake::{Identity, Proven, prove_as_acceptor, prove_as_dialer, random};
-use crate::ids::{NodeId, SessionId, VersionRange};
+use crate::ids::{NodeId, SessionId};
 use crate::key::SharedKey;
 use crate::lane::Lane;
 use crate::limits::{
     ADDRESS_VALIDATION_FROM, HANDSHAKE_TIMEOUT, MAX_INCOMING, MAX_INCOMING_BYTES_EACH,
-    MAX_INCOMING_BYTES_TOTAL, MAX_RESOURCE_NAME_BYTES, MAX_UNPROVEN_FROM_OTHERS,
-    MAX_UNPROVEN_FROM_PEERS, REFUSAL_REPORT_BURST, REFUSAL_REPORT_INTERVAL,
+    MAX_INCOMING_BYTES_TOTAL, MAX_UNPROVEN_FROM_OTHERS, MAX_UNPROVEN_FROM_PEERS,
 };
 use crate::proof::{Message, is_resource_name};
 use crate::registry::{Candidate, Holding, Verdict, decide, follow};
@@ -42,81 +42,6 @@ const SETTLED_SESSION: Duration = Duration::from_secs(1);
 const SHORT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a shutdown waits for the peers to take note.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What an endpoint is.
-#[derive(Clone, Debug)]
-pub struct EndpointConfig {
-    /// Address of the UDP socket.
-    pub local: SocketAddr,
-    /// Node id of this node.
-    pub node: NodeId,
-    /// Name of the resource; at most [`MAX_RESOURCE_NAME_BYTES`] bytes without control characters.
-    pub resource: String,
-    /// Protocol versions that the owner speaks.
-    pub versions: VersionRange,
-    /// Windows, buffers, congestion control.
-    pub tuning: Tuning,
-    /// Faults for tests.
-    pub faults: Option<Faults>,
-}
-
-/// A peer of an endpoint.
-#[derive(Clone, Debug)]
-pub struct PeerConfig {
-    /// Its node id; another one than ours.
-    pub node: NodeId,
-    /// Where to dial it. Its own connections are accepted from anywhere, since it is known by its proof.
-    pub remote: SocketAddr,
-    /// The key that both share.
-    pub key: SharedKey,
-    /// Pause between attempts (`connect-int`), give or take a tenth.
-    pub connect_interval: Duration,
-}
-
-/// Why an endpoint cannot be.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BindError {
-    /// The socket.
-    #[error("UDP address {local} cannot be used: {source}")]
-    Address {
-        /// What was asked for.
-        local: SocketAddr,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// The resource name.
-    #[error(
-        "resource name {0:?} cannot be used on the wire: it needs 1 to {MAX_RESOURCE_NAME_BYTES} bytes without control characters"
-    )]
-    ResourceName(String),
-    /// TLS.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(String),
-}
-
-/// Why a peer cannot be added.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AddPeerError {
-    /// It is this node.
-    #[error("node-id {0} is this node's own")]
-    OwnNode(NodeId),
-    /// It is there already.
-    #[error("node-id {0} is a peer already")]
-    Exists(NodeId),
-    /// The socket cannot reach it.
-    #[error("{remote} cannot be reached from {local}: one is IPv4, the other IPv6")]
-    AddressFamily {
-        /// Address of the endpoint.
-        local: SocketAddr,
-        /// Address of the peer.
-        remote: SocketAddr,
-    },
-    /// The endpoint is shut down.
-    #[error("the endpoint is shut down")]
-    ShutDown,
-}
 
 /// One UDP socket with the sessions of its peers. `C` is the owner's frame format, `A` allocates its payloads.
 ///
@@ -621,43 +546,6 @@ async fn supervise<C: FrameCodec, A: PayloadAllocator>(
     }
 }
 
-/// A connection that is not a session yet. If it is dropped, by an error or because the attempt is given up, the other
-/// side is told.
-#[derive(Default)]
-struct Attempt(Option<Connection>);
-
-impl Attempt {
-    fn guard(&mut self, connection: Connection) -> Connection {
-        self.0 = Some(connection.clone());
-        connection
-    }
-
-    /// Awaits the handshake and its deadline, and closes what did not become a session.
-    async fn run(
-        mut self,
-        handshake: impl AsyncFnOnce(&mut Self) -> Result<(), RefusalReason>,
-    ) -> Result<(), RefusalReason> {
-        let timed_out = Err(RefusalReason::TimedOut(HANDSHAKE_TIMEOUT));
-        let outcome = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(&mut self))
-            .await
-            .unwrap_or(timed_out);
-        if let Some(connection) = self.0.take()
-            && let Err(reason) = &outcome
-        {
-            connection.close(reason.code().wire(), b"");
-        }
-        outcome
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            connection.close(CloseCode::Abandoned.wire(), b"");
-        }
-    }
-}
-
 async fn accept_connections<C: FrameCodec, A: PayloadAllocator>(inner: Arc<Inner<C, A>>) {
     while let Some(incoming) = inner.quinn.accept().await {
         let remote = canonical(incoming.remote_address());
@@ -755,69 +643,9 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.9 + part * 0.2)
 }
 
-/// How many refusals may be reported: strangers cause them, and must not fill the log or the memory.
-struct ReportAllowance {
-    left: u32,
-    refilled: Instant,
-    unreported: u64,
-}
-
-impl ReportAllowance {
-    fn new(now: Instant) -> Self {
-        Self {
-            left: REFUSAL_REPORT_BURST,
-            refilled: now,
-            unreported: 0,
-        }
-    }
-
-    /// Takes one report: how many were left out since the last, or `None` if this one is left out.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        let intervals = now.saturating_duration_since(self.refilled).as_secs()
-            / REFUSAL_REPORT_INTERVAL.as_secs();
-        if intervals > 0 {
-            let intervals = u32::try_from(intervals).unwrap_or(u32::MAX);
-            self.left = self
-                .left
-                .saturating_add(intervals)
-                .min(REFUSAL_REPORT_BURST);
-            self.refilled = now;
-        }
-        if self.left == 0 {
-            self.unreported += 1;
-            return None;
-        }
-        self.left -= 1;
-        Some(std::mem::take(&mut self.unreported))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn refusals_are_reported_in_a_burst_and_then_once_per_interval() {
-        let start = Instant::now();
-        let mut allowance = ReportAllowance::new(start);
-        let reported = (0..1000)
-            .filter(|_| allowance.take(start).is_some())
-            .count();
-        assert_eq!(reported, REFUSAL_REPORT_BURST as usize);
-        let later = start + REFUSAL_REPORT_INTERVAL;
-        assert_eq!(
-            allowance.take(later),
-            Some(1000 - u64::from(REFUSAL_REPORT_BURST))
-        );
-        assert_eq!(allowance.take(later), None);
-        let much_later = start + 10_000 * REFUSAL_REPORT_INTERVAL;
-        assert_eq!(
-            (0..1000)
-                .filter(|_| allowance.take(much_later).is_some())
-                .count(),
-            REFUSAL_REPORT_BURST as usize
-        );
-    }
 
     #[test]
     fn a_jittered_pause_stays_within_a_tenth() {

@@ -14,8 +14,11 @@
 //! stays on that thread, which is how it is meant to be used: a multi-threaded runtime doubles the round trip.
 #![forbid(unsafe_code)]
 
+mod allowance;
+mod attempt;
 mod budget;
 mod codec;
+mod config;
 mod congestion;
 mod endpoint;
 mod event;
@@ -36,7 +39,8 @@ mod writer;
 
 pub use budget::Credit;
 pub use codec::{BytesAllocator, CodecError, FrameCodec, FrameLengths, PayloadAllocator};
-pub use endpoint::{AddPeerError, BindError, Endpoint, EndpointConfig, PeerConfig};
+pub use config::{AddPeerError, BindError, EndpointConfig, PeerConfig};
+pub use endpoint::Endpoint;
 pub use event::{CloseCode, Event, Events, LossReason, RefusalReason};
 pub use fault::Faults;
 pub use ids::{NodeId, ProtocolVersion, SessionId, VersionRange};
