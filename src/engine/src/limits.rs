@@ -12,8 +12,8 @@ pub const HISTORY_LENGTH: usize = 32;
 pub const MAX_REQUEST_BYTES: u32 = 32 << 20;
 /// Largest device: 1 PiB.
 pub const MAX_DEVICE_BYTES: u64 = 1 << 50;
-/// Fewest activity-log extents that may be configured.
-pub const MIN_AL_EXTENTS: u32 = 7;
+/// Fewest activity-log extents: as many as one unaligned request of [`MAX_REQUEST_BYTES`] touches. Smaller settings are raised.
+pub const MIN_AL_EXTENTS: u32 = 9;
 /// Default number of activity-log extents.
 pub const DEFAULT_AL_EXTENTS: u32 = 1237;
 /// Operations that a peer may have sent and the receiver has not finished; more is a protocol error.
@@ -38,3 +38,9 @@ pub const APPLICATION_BUSY_MS: u64 = 20;
 pub const BITMAP_PART_BYTES: usize = 64 << 10;
 /// Bytes of text in a goodbye.
 pub const MAX_TEXT_BYTES: usize = 512;
+/// Bytes of a message's body, the part of a frame between header and payload.
+pub const MAX_BODY_BYTES: usize = 256 << 10;
+/// Ranges in the report of a lost disk.
+pub const MAX_MISSED_RANGES: usize = 16_384;
+/// Milliseconds that a volume may stay between two replication states (handshake, bitmap exchange) without progress.
+pub const SETTLE_TIMEOUT_MS: u64 = 30_000;
