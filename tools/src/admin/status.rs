@@ -103,9 +103,7 @@ impl Context {
         self.for_each("role", targets, Target::to_string, |target| {
             let resource = match self.call(Command::Role, target.clone())? {
                 Response::Status(report) => report.resources.into_iter().next(),
-                Response::Refused(refusal) if refusal == KernelError::ResourceUnknown.into() => {
-                    None
-                }
+                Response::Refused(refusal) if is_unknown(&refusal) => None,
                 response => return Err(unexpected(target, response)),
             };
             let Some(resource) = resource else {

@@ -7,6 +7,7 @@
 //! A read back (`read_percent`) is judged by the same rule as `verify`, at the moment of its reply.
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -165,6 +166,10 @@ pub fn generate(
         .try_clone()
         .context("cannot duplicate the socket")?;
     let closing = stream.try_clone().context("cannot duplicate the socket")?;
+    // A server that stops reading is as silent as one that stops answering.
+    stream
+        .set_write_timeout(options.silence)
+        .context("cannot limit the time of a send")?;
     let (sender, mut receiver) = client.split(stream);
     let (reply_sender, replies) = mpsc::channel::<Result<Reply, ClientError>>();
     let reader = std::thread::spawn(move || {
@@ -241,7 +246,12 @@ impl Load<'_> {
                             return Ok(end);
                         }
                     }
-                    return Ok(End::Disconnected(error.to_string()));
+                    return Ok(match error {
+                        ClientError::Io(error) if error.kind() == ErrorKind::WouldBlock => {
+                            End::Silent
+                        }
+                        error => End::Disconnected(error.to_string()),
+                    });
                 }
                 if self.stop() {
                     break;

@@ -24,10 +24,11 @@ fn daemon(
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             while let Ok(Some(request)) = codec::read_message::<Request>(&mut stream) {
+                // Remembered before it is answered: the asker may look at once.
+                log.lock().unwrap().push(request.clone());
                 for response in answer(&request) {
                     codec::write_message(&mut stream, &response).unwrap();
                 }
-                log.lock().unwrap().push(request);
             }
         }
     });

@@ -436,6 +436,58 @@ fn lost_server_is_success_only_if_it_was_expected_and_the_rest_verifies() {
     }
 }
 
+/// Relays a connection to `target`, but nothing of the server's after its handshake.
+fn relay_that_swallows_answers(socket: &Path, target: PathBuf) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut server = UnixStream::connect(target).unwrap();
+        let (mut from_server, mut to_client) =
+            (server.try_clone().unwrap(), client.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count) = from_server.read(&mut buffer) {
+                // Simple and structured replies begin with these; the handshake does not.
+                let is_reply = [&b"\x67\x44\x66\x98"[..], b"\x66\x8e\x33\xef"]
+                    .iter()
+                    .any(|magic| buffer.starts_with(magic));
+                if count == 0 || (!is_reply && to_client.write_all(&buffer[..count]).is_err()) {
+                    return;
+                }
+            }
+        });
+        let _ = std::io::copy(&mut client, &mut server);
+    });
+}
+
+#[test]
+fn silent_server_is_given_up_and_its_writes_stay_unacknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = server(directory.path());
+    let mute = directory.path().join("mute");
+    relay_that_swallows_answers(&mute, socket);
+    let journal = directory.path().join("journal");
+    let ran = qrbd_load(&[
+        "run",
+        "--quiet",
+        "--until-disconnect",
+        "--max-silence",
+        "0.3",
+        "--socket",
+        mute.to_str().unwrap(),
+        "--journal",
+        journal.to_str().unwrap(),
+    ]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stdout.contains("end: the server answers nothing"),
+        "{}",
+        ran.stdout
+    );
+    let history = journal::read(&journal).unwrap();
+    assert_eq!((history.newest, history.acknowledged), (16, 0));
+}
+
 #[test]
 fn refused_writes_and_exports_are_failures() {
     let directory = tempfile::tempdir().unwrap();
