@@ -1,0 +1,304 @@
+//! W1 to W4, W9: what a client was told is so.
+//!
+//! At the answer to a write: with C and a peer in sync both disks hold it or something newer; with B the peer received it; with A it
+//! was handed to the network; the local disk holds it, or the peer's does where there is none. At the answer to a flush, and for the
+//! sectors of a FUA write, the same of the durable sectors, and alone also the knowledge of what the peer misses is durable.
+//! An error is an answer only where no good copy was within reach.
+
+use qrbd_engine::api::ClientError;
+use qrbd_engine::state::{DiskState, Role};
+use qrbd_engine::units::ByteRange;
+use qrbd_engine::wire::message::Protocol;
+
+use super::raised;
+use crate::disk::View;
+use crate::engine_view::{NodeView, bits};
+use crate::network::NodeIndex;
+use crate::oracle::{Moment, Standard, WriteNumber};
+use crate::queue::SECOND;
+use crate::stamps::{Sector, Stamps, sectors};
+use crate::world::{OpenRequest, RequestKind, World};
+
+impl World {
+    /// Called when a request was answered.
+    pub(crate) fn check_answer(
+        &mut self,
+        id: u64,
+        request: &OpenRequest,
+        result: &Result<Option<Stamps>, ClientError>,
+        now: Moment,
+    ) {
+        let Some(view) = self.nodes[request.node].live_view().cloned() else {
+            return;
+        };
+        match (request.kind, result) {
+            (RequestKind::Outside, Err(ClientError::OutOfRange)) => {}
+            (RequestKind::Outside, Err(ClientError::NotPrimary)) if view.role != Role::Primary => {}
+            (RequestKind::Outside, other) => {
+                self.fail(
+                    "acknowledgement",
+                    format!(
+                        "request {id} beyond the end of the device was answered with {other:?}"
+                    ),
+                );
+            }
+            (_, Err(error)) => self.check_error(id, request, *error, &view),
+            (RequestKind::Read(range), Ok(data)) => {
+                self.check_read(id, request, range, data.as_ref(), now)
+            }
+            (RequestKind::Write { number, range, fua }, Ok(_)) => {
+                self.checked("acknowledgement");
+                self.check_write(id, request, number, range, &view, now);
+                if fua {
+                    self.check_durable(id, request, Some(range), &view);
+                }
+            }
+            (RequestKind::Flush, Ok(_)) => {
+                self.checked("durability");
+                self.branches[request.branch].flushed(request.began);
+                self.check_durable(id, request, None, &view);
+                self.check_misses_durable(id, request, &view);
+            }
+        }
+    }
+
+    /// True if the process at the other end of the session is the one that the session was made with.
+    fn peer_is_the_same(&self, node: NodeIndex, peer: NodeIndex) -> bool {
+        let session = self.nodes[node]
+            .process
+            .as_ref()
+            .and_then(|process| process.sessions[peer]);
+        session.is_some_and(|(_, connection)| {
+            let connection = &self.connections[connection];
+            let end = connection.end_of(peer);
+            self.nodes[peer].process.is_some()
+                && connection.ends[end].incarnation == self.nodes[peer].incarnation
+        })
+    }
+
+    fn holds(
+        &self,
+        node: NodeIndex,
+        request: &OpenRequest,
+        range: ByteRange,
+        now: Moment,
+    ) -> Result<(), Sector> {
+        let branch = &self.branches[request.branch];
+        let disk = &self.nodes[node].volumes[request.volume].disk;
+        let bad = sectors(range).find(|&sector| {
+            !branch.allows(
+                sector,
+                disk.sector(sector, View::Cached),
+                Standard::Live,
+                now + 1,
+            )
+        });
+        bad.map_or(Ok(()), Err)
+    }
+
+    fn check_write(
+        &mut self,
+        id: u64,
+        request: &OpenRequest,
+        number: WriteNumber,
+        range: ByteRange,
+        view: &NodeView,
+        now: Moment,
+    ) {
+        let (node, volume) = (request.node, request.volume);
+        let here = view.volumes[volume].disk == DiskState::UpToDate;
+        let mut good_copies = 0;
+        if here {
+            match self.holds(node, request, range, now) {
+                Ok(()) => good_copies += 1,
+                Err(sector) => {
+                    let text = format!(
+                        "write {id} (w{number}) {range} was answered, but the local disk of n{node} lacks sector {sector}"
+                    );
+                    return self.fail("acknowledgement", text);
+                }
+            }
+        }
+        for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
+            let in_sync = view.in_sync_with(peer, volume);
+            if !self.peer_is_the_same(node, peer) {
+                // It crashed, and this node was not told yet.
+                good_copies += usize::from(in_sync);
+                continue;
+            }
+            let holds = self.holds(peer, request, range, now);
+            if in_sync && holds.is_ok() {
+                good_copies += 1;
+            }
+            let must_hold = in_sync && (self.settings.protocol == Protocol::C || !here);
+            if must_hold && let Err(sector) = holds {
+                let found = self.name(self.sector(peer, volume, sector));
+                let text = format!(
+                    "write {id} (w{number}) {range} was answered, but n{peer} has {found} in sector {sector}"
+                );
+                return self.fail("acknowledgement", text);
+            }
+            let zeroes = self.writes[number as usize].zeroes;
+            let told = match self.settings.protocol {
+                Protocol::A => raised(&self.checks.sent, number),
+                Protocol::B | Protocol::C => raised(&self.checks.received, number),
+            };
+            if view.mirrors_to(peer, volume)
+                && !zeroes
+                && !told
+                && !self.is_marked(node, peer, volume, range)
+            {
+                let text = format!(
+                    "write {id} (w{number}) {range} was answered under {:?} before n{peer} got it",
+                    self.settings.protocol
+                );
+                return self.fail("acknowledgement", text);
+            }
+            if !view.mirrors_to(peer, volume) && here {
+                self.check_alone(id, node, peer, volume, range);
+            }
+        }
+        if good_copies == 0 && self.violation.is_none() {
+            self.fail(
+                "acknowledgement",
+                format!("write {id} (w{number}) {range} was answered, but no UpToDate disk has it"),
+            );
+        }
+    }
+
+    /// True if every block of the range is marked out of sync in memory.
+    pub(crate) fn is_marked(
+        &self,
+        node: NodeIndex,
+        peer: NodeIndex,
+        volume: usize,
+        range: ByteRange,
+    ) -> bool {
+        let Some(process) = &self.nodes[node].process else {
+            return false;
+        };
+        bits(process, volume, peer).is_some_and(|bits| bits.covers(range.blocks_touched()))
+    }
+
+    /// Every sector (of the range) that a flush covered is durable where it must be.
+    fn check_durable(
+        &mut self,
+        id: u64,
+        request: &OpenRequest,
+        range: Option<ByteRange>,
+        view: &NodeView,
+    ) {
+        let (node, volume) = (request.node, request.volume);
+        let here = view.volumes[volume].disk == DiskState::UpToDate;
+        let mut where_to_look = Vec::new();
+        if here {
+            where_to_look.push(node);
+        }
+        for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
+            let wanted = self.settings.protocol == Protocol::C || !here;
+            if wanted && view.in_sync_with(peer, volume) && self.peer_is_the_same(node, peer) {
+                where_to_look.push(peer);
+            }
+        }
+        let branch = &self.branches[request.branch];
+        let covered: Vec<Sector> = match range {
+            Some(range) => sectors(range).collect(),
+            None => branch.entries.keys().copied().collect(),
+        };
+        for holder in where_to_look {
+            let disk = &self.nodes[holder].volumes[volume].disk;
+            let bad = covered.iter().find(|&&sector| {
+                !branch.allows(
+                    sector,
+                    disk.sector(sector, View::Durable),
+                    Standard::Flushed,
+                    0,
+                )
+            });
+            if let Some(&sector) = bad {
+                let found = self.name(disk.sector(sector, View::Durable));
+                let text = format!(
+                    "request {id} ({}) was answered, but a power loss of n{holder} would leave {found} in sector {sector}",
+                    if range.is_some() { "FUA" } else { "flush" }
+                );
+                return self.fail("durability", text);
+            }
+        }
+    }
+
+    /// A flush answered alone: what the peer misses is known durably.
+    fn check_misses_durable(&mut self, id: u64, request: &OpenRequest, view: &NodeView) {
+        let (node, volume) = (request.node, request.volume);
+        if view.volumes[volume].disk != DiskState::UpToDate {
+            return;
+        }
+        for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
+            if view.mirrors_to(peer, volume)
+                || self.full_sync_due(node, peer, volume)
+                || self.full_sync_due(peer, node, volume)
+            {
+                continue;
+            }
+            let Some(knowledge) = self.knowledge(node, volume, View::Durable) else {
+                continue;
+            };
+            let bad = self.differing[volume].iter().copied().find(|&sector| {
+                self.sector(node, volume, sector) != self.sector(peer, volume, sector)
+                    && !knowledge.marked(peer, sector)
+                    && !knowledge.logged(sector)
+                    && !self.is_being_written(volume, sector)
+                    && !self.peer_knows(peer, node, volume, sector)
+            });
+            if let Some(sector) = bad {
+                let text = format!(
+                    "flush {id} was answered alone, but that n{peer} misses sector {sector} is not durable on n{node}"
+                );
+                return self.fail("durability", text);
+            }
+        }
+    }
+
+    fn peer_knows(&self, peer: NodeIndex, node: NodeIndex, volume: usize, sector: Sector) -> bool {
+        let knowledge = self.knowledge(peer, volume, View::Cached);
+        knowledge
+            .is_some_and(|knowledge| knowledge.marked(node, sector) || knowledge.logged(sector))
+    }
+
+    fn check_error(&mut self, id: u64, request: &OpenRequest, error: ClientError, view: &NodeView) {
+        let (node, volume) = (request.node, request.volume);
+        let ill = |node: NodeIndex| {
+            let faults = self.nodes[node].volumes[volume].faults;
+            let last = [
+                faults.read_errors.0,
+                faults.write_errors.0,
+                faults.metadata_errors.0,
+                faults.full,
+                faults.slow,
+            ];
+            last.into_iter()
+                .any(|until| until > 0 && until + 20 * SECOND > self.now)
+        };
+        let excuse = match error {
+            ClientError::NotPrimary => view.role != Role::Primary,
+            ClientError::OutOfRange => false,
+            ClientError::NoSpace => (0..self.settings.nodes).any(ill),
+            ClientError::Io => {
+                let good_here = view.volumes[volume].disk == DiskState::UpToDate && !ill(node);
+                let good_there = (0..self.settings.nodes).any(|peer| {
+                    peer != node
+                        && view.connected(peer)
+                        && view.peer_disk(peer, volume) == DiskState::UpToDate
+                        && !ill(peer)
+                });
+                view.role != Role::Primary || (!good_here && !good_there)
+            }
+        };
+        if !excuse {
+            let text = format!(
+                "request {id} on n{node} failed with {error:?} although good data were within reach: {:?}",
+                request.kind
+            );
+            self.fail("acknowledgement", text);
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! The checkers: each promise that a run can break, in a file of its own.
+//!
+//! All of them look from outside: at effects, at views, at the bytes on the disks. None changes anything but the figures and the
+//! oracle. The first violation ends the run.
+
+mod acknowledgement;
+mod activity_log;
+mod bounds;
+mod convergence;
+mod crash_resync;
+mod divergence;
+mod generation;
+mod metadata;
+mod primary;
+mod reads;
+mod write_order;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use qrbd_engine::metadata::superblock::Superblock;
+use qrbd_engine::wire::message::{Message, Protocol};
+
+use crate::disk::{Job, View};
+use crate::engine_view::{Bits, Knowledge, NodeView};
+use crate::network::NodeIndex;
+use crate::node::Loss;
+use crate::queue::Micros;
+use crate::settings::Settings;
+use crate::stamps::Stamps;
+use crate::world::{Figures, World};
+
+pub use convergence::Unfinished;
+
+/// A broken promise.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Which checker found it.
+    pub checker: &'static str,
+    /// What and where.
+    pub text: String,
+    /// When, on the virtual clock.
+    pub at: Micros,
+}
+
+/// What the checkers remember.
+pub struct Checks {
+    /// Nodes that found a connection lost in the step at hand.
+    separated: Vec<(NodeIndex, NodeIndex)>,
+    /// What metadata say, by node, volume and durability, with the version they were read at.
+    knowledge: RefCell<BTreeMap<(NodeIndex, usize, bool), (u64, Rc<Knowledge>)>>,
+    /// Writes that were handed to the network, by number.
+    sent: Vec<bool>,
+    /// Writes that another engine received, by number.
+    received: Vec<bool>,
+    /// Superblocks written by the engine, by node and volume.
+    superblocks: BTreeMap<(NodeIndex, usize), Vec<Superblock>>,
+    /// Bits at the start of a resync, by source, target and volume.
+    resync: BTreeMap<(NodeIndex, NodeIndex, usize), Bits>,
+    /// Most bits that an attach may leave set, by node, volume and peer.
+    expected_bits: BTreeMap<(NodeIndex, usize, NodeIndex), u64>,
+    /// How many checks each checker did, for reports.
+    pub done: BTreeMap<&'static str, u64>,
+}
+
+impl Checks {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(_settings: &Settings) -> Checks {
+        Checks {
+            separated: Vec::new(),
+            knowledge: RefCell::default(),
+            sent: Vec::new(),
+            received: Vec::new(),
+            superblocks: BTreeMap::new(),
+            resync: BTreeMap::new(),
+            expected_bits: BTreeMap::new(),
+            done: BTreeMap::new(),
+        }
+    }
+}
+
+fn raise(flags: &mut Vec<bool>, number: u64) {
+    let number = number as usize;
+    if flags.len() <= number {
+        flags.resize(number + 1, false);
+    }
+    flags[number] = true;
+}
+
+fn raised(flags: &[bool], number: u64) -> bool {
+    flags.get(number as usize).copied().unwrap_or(false)
+}
+
+impl World {
+    /// A promise is broken: the run ends.
+    pub fn fail(&mut self, checker: &'static str, text: String) {
+        if self.violation.is_none() {
+            self.trace
+                .line(self.now, || format!("VIOLATION [{checker}] {text}"));
+            self.violation = Some(Violation {
+                checker,
+                text,
+                at: self.now,
+            });
+        }
+    }
+
+    fn checked(&mut self, checker: &'static str) {
+        *self.checks.done.entry(checker).or_insert(0) += 1;
+    }
+
+    /// What the metadata of a volume say; `None` if they do not open, which other checkers report.
+    pub(crate) fn knowledge(
+        &self,
+        node: NodeIndex,
+        volume: usize,
+        view: View,
+    ) -> Option<Rc<Knowledge>> {
+        let disk = &self.nodes[node].volumes[volume].disk;
+        let version = disk.metadata_version(view);
+        let mut cache = self.checks.knowledge.borrow_mut();
+        let key = (node, volume, view == View::Durable);
+        if let Some((at, knowledge)) = cache.get(&key)
+            && *at == version
+        {
+            return Some(Rc::clone(knowledge));
+        }
+        let knowledge = Rc::new(Knowledge::of(disk.load(view).ok()?));
+        cache.insert(key, (version, Rc::clone(&knowledge)));
+        Some(knowledge)
+    }
+
+    /// Called when the view of a node may have changed, before the effects of the step are carried out.
+    pub(crate) fn view_changed(&mut self, node: NodeIndex, before: &NodeView) {
+        let Some(view) = self.nodes[node].live_view() else {
+            return;
+        };
+        if view == before {
+            return;
+        }
+        let view = view.clone();
+        for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
+            if before.connected(peer) && !view.connected(peer) {
+                self.checks.separated.push((node, peer));
+            }
+            for volume in 0..self.settings.volumes.len() {
+                self.resync_may_start(node, peer, volume, before, &view);
+                let in_sync = |view: &NodeView| {
+                    view.in_sync_with(peer, volume)
+                        && view.volumes[volume].disk == qrbd_engine::state::DiskState::UpToDate
+                };
+                if in_sync(&view) && !in_sync(before) {
+                    self.got_in_sync(node, peer, volume, before);
+                }
+            }
+        }
+        self.manager_view_changed(node);
+    }
+
+    /// Called after the effects of a step.
+    pub(crate) fn check_after_step(&mut self, node: NodeIndex) {
+        self.check_one_primary(node);
+        for (node, peer) in std::mem::take(&mut self.checks.separated) {
+            self.check_separated(node, peer);
+        }
+        self.check_open_operations(node);
+    }
+
+    /// Called after a crash, when the disks are as a restart would find them.
+    pub(crate) fn check_after_crash(&mut self, node: NodeIndex) {
+        for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
+            if !self.nodes[peer].connected(node) {
+                self.check_separated(node, peer);
+            }
+        }
+        self.check_order_after_crash(node);
+        for volume in 0..self.settings.volumes.len() {
+            let loaded = self.nodes[node].volumes[volume].disk.load(View::Cached);
+            match loaded {
+                Ok(image) => self.check_superblock(node, volume, &image),
+                Err(error) => self.fail(
+                    "metadata",
+                    format!("n{node} v{volume}: metadata does not open after a crash: {error}"),
+                ),
+            }
+        }
+    }
+
+    /// Called before a disk gets a job.
+    pub(crate) fn check_job(&mut self, node: NodeIndex, volume: usize, job: &Job) {
+        match job {
+            Job::Write(..) | Job::Zero(_) => self.check_logged(node, volume, job),
+            Job::MetadataWrite(offset, bytes) => {
+                self.remember_superblock(node, volume, *offset, bytes)
+            }
+            _ => {}
+        }
+    }
+
+    /// Called when an engine sends.
+    pub(crate) fn check_send(
+        &mut self,
+        node: NodeIndex,
+        peer: NodeIndex,
+        message: &Message<Stamps>,
+    ) {
+        match message {
+            Message::Write { payload, .. } => {
+                if let Some(write) = payload
+                    .0
+                    .first()
+                    .and_then(|&stamp| crate::stamps::write_of(stamp))
+                {
+                    raise(&mut self.checks.sent, write);
+                }
+            }
+            Message::ResyncData { volume, range, .. }
+            | Message::ResyncZeroes { volume, range, .. } => {
+                self.check_resync_data(node, peer, usize::from(volume.0), *range);
+            }
+            _ => {}
+        }
+    }
+
+    /// Called before an engine gets a frame.
+    pub(crate) fn check_delivery(
+        &mut self,
+        _node: NodeIndex,
+        _peer: NodeIndex,
+        message: &Message<Stamps>,
+    ) {
+        if let Message::Write { payload, .. } = message
+            && let Some(write) = payload
+                .0
+                .first()
+                .and_then(|&stamp| crate::stamps::write_of(stamp))
+        {
+            raise(&mut self.checks.received, write);
+        }
+    }
+
+    /// Two nodes hold the same data from now on, as `node` sees it: their branches become one.
+    fn got_in_sync(&mut self, node: NodeIndex, peer: NodeIndex, volume: usize, before: &NodeView) {
+        self.figures.syncs += 1;
+        let (mine, theirs) = (
+            self.nodes[node].volumes[volume].branch,
+            self.nodes[peer].volumes[volume].branch,
+        );
+        if mine != theirs {
+            let was_target = before.replication(peer, volume).is_sync_target();
+            let was_source = before.replication(peer, volume).is_sync_source();
+            let winner = if was_target {
+                theirs
+            } else if was_source || self.nodes[node].is_primary() {
+                mine
+            } else if self.nodes[peer].is_primary() {
+                theirs
+            } else {
+                mine.max(theirs)
+            };
+            let loser = if winner == mine { theirs } else { mine };
+            self.check_nothing_merged_away(node, peer, volume, winner, loser);
+            self.nodes[node].volumes[volume].branch = winner;
+            self.nodes[peer].volumes[volume].branch = winner;
+        }
+        self.settle_losses(node, peer, volume, before);
+        // A Primary's own word counts more than what its peers think.
+        if !self.nodes[peer].is_primary() {
+            let current = self.nodes[node].volumes[volume].current
+                || self.nodes[peer].volumes[volume].current;
+            self.nodes[node].volumes[volume].current = current;
+            self.nodes[peer].volumes[volume].current = current;
+        }
+    }
+
+    /// What is lost for both once they hold the same data.
+    ///
+    /// With C each of two current nodes held every completed write, so the better one must have won. With A and B the Primary's
+    /// tail and a power loss of the Primary exclude each other's remedy: the source decides.
+    fn settle_losses(
+        &mut self,
+        node: NodeIndex,
+        peer: NodeIndex,
+        volume: usize,
+        before: &NodeView,
+    ) {
+        let (mine, theirs) = (
+            self.nodes[node].volumes[volume].loss,
+            self.nodes[peer].volumes[volume].loss,
+        );
+        let both_current =
+            self.nodes[node].volumes[volume].current && self.nodes[peer].volumes[volume].current;
+        let replication = before.replication(peer, volume);
+        let loss = if self.nodes[node].is_primary() || self.nodes[peer].is_primary() {
+            Loss::Nothing
+        } else if both_current && self.settings.protocol == Protocol::C {
+            mine.min(theirs)
+        } else if replication.is_sync_target() {
+            theirs
+        } else if replication.is_sync_source() {
+            mine
+        } else {
+            mine.max(theirs)
+        };
+        self.nodes[node].volumes[volume].loss = loss;
+        self.nodes[peer].volumes[volume].loss = loss;
+    }
+
+    /// A handler was called.
+    pub(crate) fn handler_called(&mut self, node: NodeIndex, name: &'static str) {
+        if name.contains("split-brain") {
+            self.figures.split_brains += 1;
+            if !self.settings.reckless && !self.manager.forced_apart {
+                self.fail(
+                    "generation",
+                    format!(
+                        "n{node}: handler {name} in a run whose manager never let both sides write"
+                    ),
+                );
+            }
+        }
+    }
+}
+
+/// Figures that tell whether a run tested anything.
+#[must_use]
+pub fn report(figures: &Figures, checks: &Checks) -> String {
+    let checks: Vec<String> = checks
+        .done
+        .iter()
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    format!("{figures:?}; checks: {}", checks.join(", "))
+}

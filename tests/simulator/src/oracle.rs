@@ -1,0 +1,304 @@
+//! What a read may return: the order of writes per sector, as far as clients have seen it.
+//!
+//! A branch is one history of the data. Nodes that mirror each other share a branch; a promotion apart from the others forks it.
+//! All moments are sequence numbers of the run, not times.
+//!
+//! For one sector, entry `e` is superseded if some entry `f` was completed and `e` had ended before `f` began. A read may return
+//! the entries that were not superseded by one that ended before the read began. What survives the power loss of every node are the
+//! entries that were not superseded by one that a flush made durable. A write without an answer (its node died, or it
+//! failed) never supersedes, and ends when its node died; once a read or a promotion has seen it, it counts as completed.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use qrbd_engine::units::ByteRange;
+
+use crate::stamps::{Sector, Stamp, ZEROES, sectors};
+
+/// A moment: the number of a step of the run.
+pub type Moment = u64;
+/// Number of a write, unique in the run.
+pub type WriteNumber = u64;
+
+/// One write, discard or write of zeroes.
+#[derive(Clone, Debug)]
+pub struct WriteRecord {
+    /// Where.
+    pub range: ByteRange,
+    /// Zeroes instead of stamps.
+    pub zeroes: bool,
+    /// When the client submitted it.
+    pub began: Moment,
+    /// Which promotion it belongs to.
+    pub era: u64,
+}
+
+/// One value of a sector in a branch.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The write; `None` for what the disk held at first.
+    pub write: Option<WriteNumber>,
+    /// The content.
+    pub stamp: Stamp,
+    /// When it began.
+    pub began: Moment,
+    /// When it ended, with or without success.
+    pub ended: Option<Moment>,
+    /// It certainly took place.
+    pub certain: bool,
+    /// It survives the power loss of all nodes.
+    pub durable: bool,
+}
+
+/// What a value is measured by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standard {
+    /// Nothing that was completed may be missing.
+    Live,
+    /// Nothing that a flush made durable may be missing.
+    Flushed,
+    /// Any value that was ever written.
+    Any,
+}
+
+/// First content of a disk.
+pub type Found = Rc<BTreeMap<Sector, Stamp>>;
+
+/// One history of the data of a volume.
+#[derive(Clone)]
+pub struct Branch {
+    /// Sectors that were written, each with its entries in the order in which they began.
+    pub entries: BTreeMap<Sector, Vec<Entry>>,
+    found: Found,
+    /// Certain writes since the fork.
+    pub own_writes: u64,
+}
+
+fn latest(entries: &[Entry], counts: impl Fn(&Entry) -> bool) -> Moment {
+    entries
+        .iter()
+        .filter(|entry| counts(entry))
+        .map(|entry| entry.began)
+        .max()
+        .unwrap_or(0)
+}
+
+fn superseded(entry: &Entry, by: Moment) -> bool {
+    entry.ended.is_some_and(|ended| ended < by)
+}
+
+impl Branch {
+    /// A branch that starts with what a disk holds.
+    #[must_use]
+    pub fn new(found: Found) -> Branch {
+        Branch {
+            entries: BTreeMap::new(),
+            found,
+            own_writes: 0,
+        }
+    }
+
+    fn found_stamp(&self, sector: Sector) -> Stamp {
+        self.found.get(&sector).copied().unwrap_or(ZEROES)
+    }
+
+    fn entries_mut(&mut self, sector: Sector) -> &mut Vec<Entry> {
+        let stamp = self.found_stamp(sector);
+        self.entries.entry(sector).or_insert_with(|| {
+            vec![Entry {
+                write: None,
+                stamp,
+                began: 0,
+                ended: Some(0),
+                certain: true,
+                durable: true,
+            }]
+        })
+    }
+
+    /// A write begins.
+    pub fn begin(&mut self, number: WriteNumber, record: &WriteRecord) {
+        for sector in sectors(record.range) {
+            let stamp = if record.zeroes {
+                ZEROES
+            } else {
+                crate::stamps::stamp(number, sector)
+            };
+            self.entries_mut(sector).push(Entry {
+                write: Some(number),
+                stamp,
+                began: record.began,
+                ended: None,
+                certain: false,
+                durable: false,
+            });
+        }
+    }
+
+    /// A write ends; `certain` if the client was told of success.
+    pub fn end(
+        &mut self,
+        number: WriteNumber,
+        range: ByteRange,
+        certain: bool,
+        durable: bool,
+        now: Moment,
+    ) {
+        for sector in sectors(range) {
+            if let Some(entry) = self
+                .entries_mut(sector)
+                .iter_mut()
+                .find(|entry| entry.write == Some(number))
+            {
+                entry.ended = Some(now);
+                entry.certain |= certain;
+                entry.durable |= durable;
+            }
+        }
+        self.own_writes += u64::from(certain);
+    }
+
+    /// A flush that began at `began` was answered.
+    pub fn flushed(&mut self, began: Moment) {
+        for entry in self.entries.values_mut().flatten() {
+            if entry.certain && entry.ended.is_some_and(|ended| ended < began) {
+                entry.durable = true;
+            }
+        }
+    }
+
+    /// Forgets what is known of durability: the node whose flushes counted is not the one that holds the data now.
+    pub fn forget_durability(&mut self) {
+        for entry in self.entries.values_mut().flatten() {
+            entry.durable = false;
+        }
+    }
+
+    /// Values that a sector may have at a moment after `after`.
+    pub fn allowed(&self, sector: Sector, standard: Standard, after: Moment) -> Vec<Stamp> {
+        let Some(entries) = self.entries.get(&sector) else {
+            return vec![self.found_stamp(sector)];
+        };
+        let by = match standard {
+            Standard::Live => latest(entries, |entry| {
+                entry.certain && entry.ended.is_some_and(|ended| ended < after)
+            }),
+            Standard::Flushed => latest(entries, |entry| entry.durable),
+            Standard::Any => 0,
+        };
+        entries
+            .iter()
+            .filter(|entry| !superseded(entry, by))
+            .map(|entry| entry.stamp)
+            .collect()
+    }
+
+    /// True if `stamp` may stand in `sector` at a moment after `after`.
+    #[must_use]
+    pub fn allows(&self, sector: Sector, stamp: Stamp, standard: Standard, after: Moment) -> bool {
+        let Some(entries) = self.entries.get(&sector) else {
+            return stamp == self.found_stamp(sector);
+        };
+        // The newest entry is nearly always the one.
+        let by = match standard {
+            Standard::Live => latest(entries, |entry| {
+                entry.certain && entry.ended.is_some_and(|ended| ended < after)
+            }),
+            Standard::Flushed => latest(entries, |entry| entry.durable),
+            Standard::Any => 0,
+        };
+        entries
+            .iter()
+            .rev()
+            .any(|entry| entry.stamp == stamp && !superseded(entry, by))
+    }
+
+    /// A read that began at `began` saw `stamp`: the order of the writes before it is settled if none is under way.
+    pub fn seen(&mut self, sector: Sector, stamp: Stamp, began: Moment, now: Moment) {
+        let Some(entries) = self.entries.get_mut(&sector) else {
+            return;
+        };
+        let by = latest(entries, |entry| entry.certain);
+        let open = entries.iter().filter(|entry| !superseded(entry, by));
+        if open.clone().count() > 1
+            && open
+                .clone()
+                .all(|entry| entry.ended.is_some_and(|ended| ended < began))
+        {
+            settle(entries, by, stamp, now);
+        }
+    }
+
+    /// The data are what a node holds from now on: the order of everything before is settled by `stamp`.
+    pub fn fix(&mut self, sector: Sector, stamp: Stamp, now: Moment) {
+        let entries = self.entries_mut(sector);
+        settle(entries, 0, stamp, now);
+    }
+
+    /// A write of the same era that was completed before one that is visible in `image` began, and is not visible itself: the
+    /// sector, the missing write and the visible one.
+    pub fn order_violation(
+        &self,
+        writes: &[WriteRecord],
+        image: impl Fn(Sector) -> Stamp,
+    ) -> Option<(Sector, WriteNumber, WriteNumber)> {
+        let mut newest: BTreeMap<u64, (Moment, WriteNumber)> = BTreeMap::new();
+        let shown = |sector, entries: &[Entry]| {
+            let stamp = image(sector);
+            entries.iter().rposition(|entry| entry.stamp == stamp)
+        };
+        for (&sector, entries) in &self.entries {
+            if let Some(write) = shown(sector, entries).and_then(|at| entries[at].write)
+                && !writes[write as usize].zeroes
+            {
+                let record = &writes[write as usize];
+                let newest = newest.entry(record.era).or_insert((0, write));
+                *newest = (*newest).max((record.began, write));
+            }
+        }
+        for (&sector, entries) in &self.entries {
+            let Some(at) = shown(sector, entries) else {
+                continue;
+            };
+            let shown = &entries[at];
+            for missing in &entries[at + 1..] {
+                let Some(write) = missing.write else { continue };
+                let Some(&(began, visible)) = newest.get(&writes[write as usize].era) else {
+                    continue;
+                };
+                let completed_before =
+                    missing.certain && missing.ended.is_some_and(|ended| ended < began);
+                if completed_before && shown.ended.is_some_and(|ended| ended < missing.began) {
+                    return Some((sector, write, visible));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Makes the newest entry with `stamp` that is not superseded by `by` the last one; the others stay as what a power loss may bring back.
+fn settle(entries: &mut Vec<Entry>, by: Moment, stamp: Stamp, now: Moment) {
+    let found = entries
+        .iter()
+        .rposition(|entry| entry.stamp == stamp && !superseded(entry, by));
+    let found = found.or_else(|| entries.iter().rposition(|entry| entry.stamp == stamp));
+    let mut entry = match found {
+        Some(at) => entries.remove(at),
+        None => Entry {
+            write: None,
+            stamp,
+            began: now,
+            ended: None,
+            certain: true,
+            durable: false,
+        },
+    };
+    for older in entries.iter_mut() {
+        older.ended = Some(older.ended.unwrap_or(now).min(now.saturating_sub(1)));
+    }
+    entry.began = now;
+    entry.ended = Some(now);
+    entry.certain = true;
+    entries.push(entry);
+}

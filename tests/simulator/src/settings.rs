@@ -1,0 +1,201 @@
+//! What kind of run a seed gives: size, protocol, how faults and commands are mixed.
+
+use qrbd_engine::split_brain::Policies;
+use qrbd_engine::wire::message::Protocol;
+
+use crate::queue::{MILLISECOND, Micros, SECOND};
+use crate::random::Random;
+
+/// How one volume is made.
+#[derive(Clone, Debug)]
+pub struct VolumeSettings {
+    /// Size of the data area in bytes, equal on all nodes.
+    pub data_bytes: u64,
+    /// Internal metadata, by node.
+    pub internal: Vec<bool>,
+    /// Slots of the activity log.
+    pub al_extents: u32,
+}
+
+/// How the nodes become UpToDate at first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beginning {
+    /// `new-current-uuid --clear-bitmap` while connected; both disks hold zeroes.
+    SkipInitialSync,
+    /// `primary --force` on one node and a full sync over disks that hold garbage.
+    ForcePrimary,
+}
+
+/// Probabilities, per mille, of what the fault injector picks at each of its steps.
+#[derive(Clone, Debug)]
+pub struct FaultMix {
+    /// Time between two faults.
+    pub interval: (Micros, Micros),
+    /// Most faults in the safety phase.
+    pub budget: u32,
+    /// Weights in the order of `faults::FAULTS`.
+    pub weights: Vec<u64>,
+    /// Probability, per million steps of an engine, of a crash amid its effects.
+    pub crash_amid_effects: u64,
+}
+
+/// Settings of a run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The seed.
+    pub seed: u64,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Acknowledgement rule.
+    pub protocol: Protocol,
+    /// Volumes.
+    pub volumes: Vec<VolumeSettings>,
+    /// How it begins.
+    pub beginning: Beginning,
+    /// The cluster manager promotes both sides of a partition.
+    pub reckless: bool,
+    /// Policies for split brain.
+    pub policies: Policies,
+    /// Length of the safety phase.
+    pub safety: Micros,
+    /// Bound of the liveness phase.
+    pub liveness: Micros,
+    /// Most requests in flight.
+    pub queue_depth: u64,
+    /// Time between two requests.
+    pub think: (Micros, Micros),
+    /// Disk latency.
+    pub disk_delay: (Micros, Micros),
+    /// Network latency.
+    pub network_delay: (Micros, Micros),
+    /// Time between two steps of the administrator.
+    pub administrator_interval: (Micros, Micros),
+    /// Probability, per mille, of a random command at a step of the administrator.
+    pub whims: u64,
+    /// Faults.
+    pub faults: FaultMix,
+}
+
+impl Settings {
+    /// The settings that `seed` stands for.
+    #[must_use]
+    pub fn of_seed(seed: u64) -> Settings {
+        let mut random = Random::new(seed ^ 0x5E77_1465);
+        let reckless = random.chance(200);
+        let volumes = if random.chance(200) { 2 } else { 1 };
+        let protocol = *random.pick(&[Protocol::C, Protocol::C, Protocol::B, Protocol::A]);
+        let volumes = (0..volumes)
+            .map(|_| VolumeSettings::random(&mut random))
+            .collect();
+        let calm = random.chance(150);
+        let weights = (0..crate::faults::FAULTS.len())
+            .map(|_| {
+                if random.chance(300) {
+                    0
+                } else {
+                    random.between(1, 10)
+                }
+            })
+            .collect();
+        Settings {
+            seed,
+            nodes: 2,
+            protocol,
+            volumes,
+            beginning: if random.chance(600) {
+                Beginning::SkipInitialSync
+            } else {
+                Beginning::ForcePrimary
+            },
+            reckless,
+            policies: if reckless {
+                crate::engine_view::random_policies(&mut random)
+            } else {
+                Policies::default()
+            },
+            safety: random.between(1, 6) * SECOND,
+            liveness: 60 * SECOND,
+            queue_depth: random.between(1, 12),
+            think: *random.pick(&[
+                (200, 2 * MILLISECOND),
+                (MILLISECOND, 20 * MILLISECOND),
+                (MILLISECOND, 100 * MILLISECOND),
+            ]),
+            disk_delay: *random.pick(&[(50, 500), (100, 5 * MILLISECOND), (20, 40 * MILLISECOND)]),
+            network_delay: *random.pick(&[
+                (50, 300),
+                (100, 5 * MILLISECOND),
+                (100, 40 * MILLISECOND),
+            ]),
+            administrator_interval: (5 * MILLISECOND, 200 * MILLISECOND),
+            whims: *random.pick(&[0, 50, 200]),
+            faults: FaultMix {
+                interval: *random.pick(&[
+                    (20 * MILLISECOND, 300 * MILLISECOND),
+                    (200 * MILLISECOND, 2 * SECOND),
+                ]),
+                budget: if calm {
+                    0
+                } else {
+                    random.between(1, 12) as u32
+                },
+                weights,
+                crash_amid_effects: if calm {
+                    0
+                } else {
+                    *random.pick(&[0, 200, 1000])
+                },
+            },
+        }
+    }
+
+    /// Settings without faults and without commands, for scenarios.
+    #[must_use]
+    pub fn quiet(seed: u64, protocol: Protocol) -> Settings {
+        Settings {
+            seed,
+            nodes: 2,
+            protocol,
+            volumes: vec![VolumeSettings {
+                data_bytes: 40 << 20,
+                internal: vec![false; 2],
+                al_extents: 7,
+            }],
+            beginning: Beginning::SkipInitialSync,
+            reckless: false,
+            policies: Policies::default(),
+            safety: 0,
+            liveness: 60 * SECOND,
+            queue_depth: 4,
+            think: (MILLISECOND, 5 * MILLISECOND),
+            disk_delay: (50, 500),
+            network_delay: (50, 500),
+            administrator_interval: (5 * MILLISECOND, 50 * MILLISECOND),
+            whims: 0,
+            faults: FaultMix {
+                interval: (SECOND, SECOND),
+                budget: 0,
+                weights: vec![1; crate::faults::FAULTS.len()],
+                crash_amid_effects: 0,
+            },
+        }
+    }
+}
+
+impl VolumeSettings {
+    fn random(random: &mut Random) -> VolumeSettings {
+        let mut data_bytes = random.between(9, 16) * (4 << 20);
+        let internal: Vec<bool> = (0..2).map(|_| random.chance(400)).collect();
+        match random.below(4) {
+            0 => data_bytes += 4096 * random.between(1, 1000),
+            // A size that is no multiple of a block is possible only with external metadata.
+            1 if !internal.contains(&true) => data_bytes += 512 * random.between(1, 8000),
+            _ => {}
+        }
+        VolumeSettings {
+            data_bytes,
+            internal,
+            al_extents: random.between(7, 9) as u32,
+        }
+    }
+}
