@@ -118,7 +118,8 @@ pub enum Command {
     Attach {
         /// Which volume.
         volume: VolumeNumber,
-        /// The metadata as loaded (before the activity log is applied).
+        /// The metadata, after the shell carried out [`MetadataImage::start_log_steps`] (the logged extents are in the bitmaps, a
+        /// fresh log is on the disk).
         image: Box<MetadataImage>,
     },
     /// Give the backing disk back.

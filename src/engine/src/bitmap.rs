@@ -20,7 +20,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-pub use disk::{BITS_PER_DISK_BLOCK, BitmapError, disk_blocks_needed, disk_blocks_of};
+pub use disk::{BITS_PER_DISK_BLOCK, BitmapError, disk_blocks_needed};
 pub use runs::RunsError;
 
 use crate::limits::MAX_DEVICE_BYTES;

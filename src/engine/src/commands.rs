@@ -25,6 +25,8 @@ use crate::wire::{GoodbyeReason, Message};
 pub(crate) struct Deferred {
     pub id: CommandId,
     pub command: Command,
+    /// Number of the event that brought it.
+    pub since: u64,
     pub deadline: Time,
 }
 
@@ -57,6 +59,10 @@ impl RoleChange {
     pub fn is_demotion(&self) -> bool {
         !self.promotion
     }
+    /// A demotion that waits for open requests.
+    pub fn is_draining(&self) -> bool {
+        self.step == Step::Draining
+    }
     pub fn deadline(&self) -> Option<Time> {
         match self.step {
             Step::Voting { deadline } => Some(deadline),
@@ -68,7 +74,8 @@ impl RoleChange {
 impl<P: Payload> Engine<P> {
     pub(crate) fn command(&mut self, id: CommandId, command: Command) {
         let deadline = self.now.after(limits::COMMAND_PATIENCE_MS);
-        self.try_command(Deferred { id, command, deadline });
+        let since = self.events;
+        self.try_command(Deferred { id, command, since, deadline });
     }
 
     /// Tries the commands that wait again. True if one got through.
@@ -94,7 +101,7 @@ impl<P: Payload> Engine<P> {
             Command::Detach { volume, force } => self.detach(id, *volume, *force),
             Command::Connect { peer, discard_my_data } => self.connect(*peer, *discard_my_data).map(|()| true),
             Command::Disconnect { peer, force } => self.disconnect(id, *peer, *force),
-            Command::Promote { force } => self.promote(id, *force),
+            Command::Promote { force } => self.promote(id, *force, deferred.since),
             Command::Demote { force } => self.demote(id, *force),
             Command::Invalidate { volume } => self.invalidate(Some(id), *volume),
             Command::InvalidateRemote { volume, peer } => self.invalidate_remote(id, *volume, *peer),
@@ -126,7 +133,7 @@ impl<P: Payload> Engine<P> {
         let busy = self.role_change.is_some()
             || self.peers.iter().any(|peer| {
                 peer.shaking_hands()
-                    || !peer.drained() && !peer.devices.iter().any(|device| device.replication.is_sync_target())
+                    || peer.receiver_session != peer.session && !peer.drained()
                     || peer.devices.iter().any(|device| {
                         matches!(device.replication, ReplicationState::WFBitMapS | ReplicationState::WFBitMapT)
                             || device.replication == ReplicationState::Established && !(device.accepts && device.peer_accepts)
@@ -521,12 +528,20 @@ impl<P: Payload> Engine<P> {
 
     // ---- promotion ----------------------------------------------------------------------------------------------------------------
 
-    fn promote(&mut self, id: CommandId, force: bool) -> Result<bool, Refusal> {
+    fn promote(&mut self, id: CommandId, force: bool, since: u64) -> Result<bool, Refusal> {
         if self.role == Role::Primary {
             return if self.role_change.is_some() { Err(Refusal::InTransientState) } else { Ok(true) };
         }
-        if self.peers.iter().any(|peer| peer.connection == ConnectionState::Connected && peer.role == Role::Primary) {
-            return Err(Refusal::TwoPrimaries);
+        for p in 0..self.peers.len() {
+            let peer = &self.peers[p];
+            if peer.connection == ConnectionState::Connected && peer.role == Role::Primary {
+                if peer.heard_in > since {
+                    return Err(Refusal::TwoPrimaries);
+                }
+                // It may have died a moment ago: it refuses only if it is alive.
+                self.ask_whether_alive(p);
+                return Err(Refusal::InTransientState);
+            }
         }
         self.settled()?;
         if self.peers.iter().any(|peer| peer.granted.is_some()) {

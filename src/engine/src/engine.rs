@@ -69,6 +69,8 @@ pub struct Engine<P: Payload> {
     /// `new-current-uuid --clear-bitmap` under way: command, volume, generation, answers missing.
     pub(crate) skip_command: Option<(CommandId, usize, Generation, usize)>,
     pub(crate) last_application_io: Time,
+    /// Events handled.
+    pub(crate) events: u64,
     ios: Slab<Io>,
     io_serial: u32,
     effects: VecDeque<Effect<P>>,
@@ -92,6 +94,7 @@ impl<P: Payload> Engine<P> {
             deferred: Vec::new(),
             skip_command: None,
             last_application_io: Time(0),
+            events: 0,
             ios: Slab::new(),
             io_serial: 0,
             effects: VecDeque::new(),
@@ -101,6 +104,7 @@ impl<P: Payload> Engine<P> {
     /// Takes one event. Drain [`Engine::poll`] afterwards (after several events is fine too, and batches acknowledgements).
     pub fn handle(&mut self, now: Time, event: Event<P>) {
         self.now = self.now.max(now);
+        self.events += 1;
         match event {
             Event::Request { id, volume, operation } => self.client_request(id, volume, operation),
             Event::DiskDone { io, result } => self.disk_done(io, result),
@@ -138,6 +142,7 @@ impl<P: Payload> Engine<P> {
         };
         for peer in &self.peers {
             consider(peer.handshake_deadline);
+            consider(peer.settle_deadline);
             consider(peer.idle_barrier);
             if peer.session.is_some() && peer.connection == ConnectionState::Connected {
                 consider(Some(peer.ping.map_or(peer.last_heard.after(peer.config.ping_interval), |(_, deadline)| deadline)));
@@ -317,6 +322,7 @@ impl<P: Payload> Engine<P> {
         }
         // Any frame proves that the peer is there.
         self.peers[p].last_heard = self.now;
+        self.peers[p].heard_in = self.events;
         self.peers[p].ping = None;
         if let Err(what) = self.message(p, message) {
             self.decision(Some(p), None, "protocol-error", String::from(what));
@@ -381,6 +387,23 @@ impl<P: Payload> Engine<P> {
         }
     }
 
+    /// Watches that a volume does not stay between two replication states for ever.
+    fn note_settling(&mut self, p: usize) {
+        let now = self.now;
+        let peer = &mut self.peers[p];
+        let unsettled = peer.connection == ConnectionState::Connected
+            && peer.devices.iter().any(|device| match device.replication {
+                ReplicationState::WFBitMapS | ReplicationState::WFBitMapT => true,
+                ReplicationState::Established => !(device.accepts && device.peer_accepts),
+                _ => false,
+            });
+        if !unsettled {
+            peer.settle_deadline = None;
+        } else if peer.settle_deadline.is_none() {
+            peer.settle_deadline = Some(now.after(crate::limits::SETTLE_TIMEOUT_MS));
+        }
+    }
+
     /// After each event: runs what became possible, until nothing does.
     fn settle(&mut self) {
         loop {
@@ -391,9 +414,11 @@ impl<P: Payload> Engine<P> {
                     progress = true;
                 }
                 progress |= self.release_held(v);
+                self.finish_detach(v);
                 progress |= self.pump_metadata(v);
             }
             for p in 0..self.peers.len() {
+                self.note_settling(p);
                 progress |= self.pump_receiver(p);
                 progress |= self.pump_resync(p);
             }
@@ -405,6 +430,17 @@ impl<P: Payload> Engine<P> {
         }
     }
 
+    /// Sends a ping, unless one is under way; no answer in time ends the connection.
+    pub(crate) fn ask_whether_alive(&mut self, p: usize) {
+        if self.peers[p].ping.is_none() {
+            let id = self.random.next();
+            let now = self.now;
+            let peer = &mut self.peers[p];
+            peer.ping = Some((id, now.after(peer.config.ping_timeout)));
+            self.send(p, Message::Ping { id });
+        }
+    }
+
     fn tick(&mut self) {
         let now = self.now;
         for p in 0..self.peers.len() {
@@ -412,6 +448,10 @@ impl<P: Payload> Engine<P> {
             if peer.handshake_deadline.is_some_and(|deadline| now >= deadline) {
                 peer.handshake_deadline = None;
                 self.drop_session(p, ConnectionState::Timeout, "handshake-timeout");
+                continue;
+            }
+            if peer.settle_deadline.is_some_and(|deadline| now >= deadline) {
+                self.drop_session(p, ConnectionState::Timeout, "settle-timeout");
                 continue;
             }
             if peer.idle_barrier.is_some_and(|deadline| now >= deadline) {
@@ -430,12 +470,7 @@ impl<P: Payload> Engine<P> {
                     self.drop_session(p, ConnectionState::NetworkFailure, "ping-timeout");
                     continue;
                 }
-                None if now >= peer.last_heard.after(peer.config.ping_interval) => {
-                    let id = self.random.next();
-                    let peer = &mut self.peers[p];
-                    peer.ping = Some((id, now.after(peer.config.ping_timeout)));
-                    self.send(p, Message::Ping { id });
-                }
+                None if now >= peer.last_heard.after(peer.config.ping_interval) => self.ask_whether_alive(p),
                 _ => {}
             }
             let peer = &self.peers[p];

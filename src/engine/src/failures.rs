@@ -43,6 +43,7 @@ impl<P: Payload> Engine<P> {
         self.peers[p].hello_sent = None;
         self.peers[p].hello_received = None;
         self.peers[p].handshake_deadline = None;
+        self.peers[p].settle_deadline = None;
         self.peers[p].ping = None;
         self.peers[p].stalled = None;
         self.peers[p].idle_barrier = None;
@@ -137,7 +138,10 @@ impl<P: Payload> Engine<P> {
     /// Completions wait for it (W8).
     pub(crate) fn new_generation_if_shared(&mut self, v: usize, rule: &'static str) {
         let absent = self.absent_peers(v);
-        if self.volumes[v].backing.as_ref().is_some_and(|backing| backing.identifiers().needs_new_current(&absent)) {
+        // Only good data begin a generation; what is written to an Inconsistent disk alone is never completed.
+        if self.volumes[v].disk == DiskState::UpToDate
+            && self.volumes[v].backing.as_ref().is_some_and(|backing| backing.identifiers().needs_new_current(&absent))
+        {
             self.new_generation(v, rule);
         }
     }
@@ -247,7 +251,10 @@ impl<P: Payload> Engine<P> {
             if self.peers[p].session.is_none() {
                 continue;
             }
+            // A list that no frame can hold: shake hands anew instead (a client sees errors, no other loses anything).
+            let open = self.requests.iter().filter(|(_, request)| request.volume == v).count();
             let serves = self.role == Role::Primary
+                && open <= crate::limits::MAX_MISSED_RANGES
                 && self.peers[p].devices[v].mirrors()
                 && self.peers[p].devices[v].disk == DiskState::UpToDate;
             if serves {

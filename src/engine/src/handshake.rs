@@ -73,7 +73,7 @@ impl<P: Payload> Engine<P> {
     /// Sends the Hello if nothing stands in the way; called again whenever something might have gone out of it. True if sent.
     pub(crate) fn try_send_hello(&mut self, p: usize) -> bool {
         let peer = &self.peers[p];
-        if peer.session.is_none() || peer.hello_sent.is_some() || !peer.drained() || self.role_change.is_some() {
+        if peer.session.is_none() || peer.hello_sent.is_some() || !peer.drained() || self.role_change.as_ref().is_some_and(|change| !change.is_draining()) {
             return false;
         }
         let settled = self
@@ -412,6 +412,14 @@ impl<P: Payload> Engine<P> {
             }
             Outcome::Target(extent) => {
                 self.set_replication(p, v, ReplicationState::WFBitMapT, rule);
+                if !mine.current.same(theirs.current) && self.volumes[v].disk > DiskState::Outdated {
+                    // Newer data exist: whatever becomes of this connection, these are old.
+                    self.set_disk(v, DiskState::Outdated, rule);
+                    if let Some(backing) = self.volumes[v].backing.as_mut() {
+                        set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
+                        backing.writer.want_superblock();
+                    }
+                }
                 self.peers[p].devices[v].target = Some(alloc::boxed::Box::new(ResyncTarget::default()));
                 self.send_bitmap(p, v, extent == Extent::Bitmap);
             }
@@ -528,9 +536,8 @@ impl<P: Payload> Engine<P> {
             return Err("two Primaries");
         }
         self.peers[p].role = role;
-        if role == Role::Primary {
-            self.peers[p].granted = None;
-        }
+        // Primary now, or the promotion was given up.
+        self.peers[p].granted = None;
         for (number, disk) in disks {
             let Some(v) = self.volume_index(number) else { continue };
             let device = &mut self.peers[p].devices[v];

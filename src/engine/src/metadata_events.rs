@@ -4,7 +4,6 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::api::{Effect, IoError, Payload};
-use crate::bitmap::disk_blocks_of;
 use crate::engine::{Engine, IoOwner};
 use crate::metadata::layout::CopyName;
 use crate::metadata_writer::Phase;
@@ -73,7 +72,7 @@ impl<P: Payload> Engine<P> {
             for &extent in &transaction.evicted {
                 let first = u64::from(extent) * BLOCKS_PER_EXTENT;
                 let end = bitmap.blocks().min(first + BLOCKS_PER_EXTENT);
-                blocks.extend(bitmap.take_dirty(disk_blocks_of(first.min(end)..end)).into_iter().map(|block| (slot, block)));
+                blocks.extend(bitmap.take_dirty(first.min(end)..end).into_iter().map(|block| (slot, block)));
             }
         }
         let (index, block) = backing.ring.transaction(&transaction.updates, backing.log.slots());

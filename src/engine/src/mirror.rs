@@ -11,7 +11,7 @@ use crate::interval::IntervalKind;
 use crate::limits;
 use crate::peer::ReceivedOperation;
 use crate::receiver::{Received, ReceivedKind, Step};
-use crate::state::ConnectionState;
+use crate::state::{ConnectionState, DiskState};
 use crate::units::{ByteRange, VolumeNumber};
 use crate::volume::Owner;
 use crate::wire::message::Protocol;
@@ -133,11 +133,16 @@ impl<P: Payload> Engine<P> {
         let operation = self.peers[p].received[key].operation.clone();
         let (v, range) = (operation.volume, operation.range);
         let number = self.volumes[v].number;
+        let readable = self.volumes[v].disk == DiskState::UpToDate;
+        if matches!(operation.kind, ReceivedKind::Read) && !readable {
+            let (operation, current) = self.end_received(p, key);
+            if current {
+                self.send(p, Message::ReadReply { id: operation.sequence, outcome: ReadOutcome::Failed, payload: None });
+            }
+            return;
+        }
         if !self.volumes[v].usable() {
-            return match operation.kind {
-                ReceivedKind::Read => self.received_read_done(p, key, Err(IoError::Failed)),
-                _ => self.received_write_done(p, key, Err(IoError::Failed)),
-            };
+            return self.received_write_done(p, key, Err(IoError::Failed));
         }
         if self.peers[p].devices[v].tracks_misses && !matches!(operation.kind, ReceivedKind::Read) {
             let node = self.peers[p].config.node_id;

@@ -168,6 +168,8 @@ pub(crate) struct Peer<P> {
     pub hello_sent: Option<Hello>,
     pub hello_received: Option<Hello>,
     pub handshake_deadline: Option<Time>,
+    /// When a volume must have left the states between two others.
+    pub settle_deadline: Option<Time>,
     pub devices: Vec<PeerDevice>,
     pub log: TransferLog,
     pub receiver: Receiver<P>,
@@ -182,6 +184,8 @@ pub(crate) struct Peer<P> {
     /// Requests that wait for an epoch to be durable at the peer: (request, epoch).
     pub barrier_waiters: Vec<(usize, u64)>,
     pub last_heard: Time,
+    /// Number of the event that brought the peer's last frame.
+    pub heard_in: u64,
     pub last_sent: Time,
     pub ping: Option<(u64, Time)>,
     /// The oldest unwritten operation and since when it has been the oldest.
@@ -208,6 +212,7 @@ impl<P> Peer<P> {
             hello_sent: None,
             hello_received: None,
             handshake_deadline: None,
+            settle_deadline: None,
             devices: (0..volumes).map(|_| PeerDevice::new()).collect(),
             log: TransferLog::new(),
             receiver: Receiver::new(),
@@ -218,6 +223,7 @@ impl<P> Peer<P> {
             acks_received: 0,
             barrier_waiters: Vec::new(),
             last_heard: Time(0),
+            heard_in: 0,
             last_sent: Time(0),
             ping: None,
             stalled: None,

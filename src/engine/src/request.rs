@@ -353,13 +353,9 @@ impl<P: Payload> Engine<P> {
             // After a failed flush nothing is known about what the cache held.
             self.fail_disk(v, "flush-error");
             for &key in &served {
-                if matches!(self.requests[key].kind, Kind::Flush) {
-                    self.requests[key].local = Local::Missing;
-                    self.requests[key].local_error = Some(error);
-                } else {
-                    self.requests[key].local_durable = true;
-                }
-                self.update_request(key);
+                self.requests[key].local = Local::Missing;
+                self.requests[key].local_error = Some(error);
+                self.durable_at_peers_instead(key);
             }
         } else {
             for &key in &served {
@@ -377,15 +373,31 @@ impl<P: Payload> Engine<P> {
                 self.run_flush(v);
             } else {
                 for key in core::mem::take(&mut self.volumes[v].flush.gathering) {
-                    let request = &mut self.requests[key];
-                    request.local_durable = true;
-                    if matches!(request.kind, Kind::Flush) {
-                        request.local = Local::Missing;
-                    }
-                    self.update_request(key);
+                    self.requests[key].local = Local::Missing;
+                    self.durable_at_peers_instead(key);
                 }
             }
         }
+    }
+
+    /// The local disk cannot make the request durable any more: the peers that mirror must.
+    fn durable_at_peers_instead(&mut self, key: usize) {
+        let v = self.requests[key].volume;
+        let flush = matches!(self.requests[key].kind, Kind::Flush);
+        self.requests[key].local_durable = true;
+        for p in 0..self.peers.len() {
+            if !self.peers[p].devices[v].mirrors() || self.requests[key].barriers.iter().any(|&(peer, _)| peer == p) {
+                continue;
+            }
+            self.close_epoch(p);
+            let sent = self.requests[key].sent.iter().find(|sent| sent.peer == p).map(|sent| sent.epoch);
+            let epoch = if flush { self.peers[p].log.last_epoch_with_entries() } else { sent.unwrap_or(0) };
+            if epoch > self.peers[p].log.durable_epoch() {
+                self.requests[key].barriers.push((p, epoch));
+                self.peers[p].barrier_waiters.push((key, epoch));
+            }
+        }
+        self.update_request(key);
     }
 
     // ---- answers --------------------------------------------------------------------------------------------------------------
@@ -405,7 +417,7 @@ impl<P: Payload> Engine<P> {
                 self.join_flush(v, key);
                 // The lock is not needed for the flush.
             } else {
-                self.requests[key].local_durable = true;
+                return self.durable_at_peers_instead(key);
             }
         }
         self.update_request(key);
@@ -446,7 +458,6 @@ impl<P: Payload> Engine<P> {
         };
         if !entry.lost {
             self.peer_disk_lost(p, entry.volume, DiskState::Failed, "peer-write-failed");
-            self.entry_lost(p, entry.volume, entry.range, entry.request);
         }
         self.note_progress(p);
         Ok(())
@@ -530,27 +541,44 @@ impl<P: Payload> Engine<P> {
         if !confirmed {
             return false;
         }
-        // Without the local disk a peer must really have it, and must have noted that this node misses it (W9).
-        request.local == Local::Done
-            || !request.sent.iter().any(|sent| sent.progress != Progress::Lost)
-            || request.sent.iter().any(|sent| {
-                matches!(sent.progress, Progress::Written | Progress::Settled)
-                    && self.peers[sent.peer].devices[request.volume].misses_tracked
-            })
+        if self.good_here(request) {
+            return true;
+        }
+        // Without good data here a peer must really have it, and must have noted if this node misses it (W9). If no peer can have
+        // it any more, the request ends with an error.
+        let copies: Vec<usize> = (0..self.peers.len()).filter(|&p| self.serves(p, request.volume)).collect();
+        let can = copies.iter().any(|&p| {
+            matches!(request.kind, Kind::Flush)
+                || request.sent.iter().any(|sent| sent.peer == p && sent.progress != Progress::Lost)
+        });
+        !can || copies.iter().any(|&p| self.good_at(request, p))
+    }
+
+    /// True if the local disk has the request's effect and its data are good.
+    fn good_here(&self, request: &Request<P>) -> bool {
+        request.local == Local::Done && self.volumes[request.volume].disk == DiskState::UpToDate
+    }
+
+    /// True if the peer's data are good and it takes this node's writes.
+    fn serves(&self, p: usize, v: usize) -> bool {
+        let device = &self.peers[p].devices[v];
+        device.mirrors() && device.disk == DiskState::UpToDate
+    }
+
+    /// True if the peer has the request's effect, and has noted it if this node misses it.
+    fn good_at(&self, request: &Request<P>, p: usize) -> bool {
+        let noted = request.local == Local::Done || self.peers[p].devices[request.volume].misses_tracked;
+        let there = matches!(request.kind, Kind::Flush)
+            || request
+                .sent
+                .iter()
+                .any(|sent| sent.peer == p && matches!(sent.progress, Progress::Written | Progress::Settled));
+        noted && there && self.serves(p, request.volume)
     }
 
     /// What the client gets for a request that may be completed.
     fn result(&self, request: &Request<P>) -> Result<Option<P>, ClientError> {
-        if request.local == Local::Done {
-            return Ok(None);
-        }
-        let flushed_remotely = matches!(request.kind, Kind::Flush)
-            && self.peers.iter().any(|peer| {
-                let device = &peer.devices[request.volume];
-                device.mirrors() && device.disk == DiskState::UpToDate && device.misses_tracked
-            });
-        let remote = request.sent.iter().any(|sent| matches!(sent.progress, Progress::Written | Progress::Settled));
-        if flushed_remotely || remote {
+        if self.good_here(request) || (0..self.peers.len()).any(|p| self.good_at(request, p)) {
             return Ok(None);
         }
         Err(match request.local_error {

@@ -63,6 +63,7 @@ impl<P: Payload> Engine<P> {
         let node = self.peers[p].config.node_id;
         let backing = self.volumes[v].backing.as_mut().ok_or("a bitmap for a volume without a disk")?;
         let slot = backing.slot(node).ok_or("a bitmap from a peer without a bitmap slot")?;
+        self.peers[p].settle_deadline = None;
         if !runs.is_empty() {
             let ranges = backing.bitmaps[slot].decode_runs(runs).map_err(|_| "an undecodable bitmap")?;
             for range in ranges {
@@ -201,7 +202,7 @@ impl<P: Payload> Engine<P> {
 
     fn pump_source(&mut self, p: usize, v: usize) -> bool {
         let node = self.peers[p].config.node_id;
-        let busy = !self.requests.is_empty() || self.now.since(self.last_application_io) < limits::APPLICATION_BUSY_MS;
+        let busy = self.now.since(self.last_application_io) < limits::APPLICATION_BUSY_MS;
         let full = self.peers[p].config.resync_window_bytes;
         let window = if busy { limits::RESYNC_BUSY_WINDOW_BYTES.min(full) } else { full };
         let mut progress = false;

@@ -57,6 +57,8 @@ pub struct TransferLog {
     durable_epoch: u64,
     in_flight_bytes: u64,
     unwritten: usize,
+    /// Everything up to this number is written.
+    written_through: u64,
 }
 
 impl TransferLog {
@@ -148,7 +150,13 @@ impl TransferLog {
         entry.confirmed = Confirmed::Written;
         self.in_flight_bytes -= u64::from(entry.payload_bytes);
         self.unwritten -= 1;
-        Some(entry.clone())
+        let written = entry.clone();
+        while self.written_through + 1 < self.next_sequence
+            && self.index_of(self.written_through + 1).is_none_or(|index| self.entries[index].confirmed == Confirmed::Written)
+        {
+            self.written_through += 1;
+        }
+        Some(written)
     }
 
     /// The peer has made everything up to the end of `epoch` durable. Calls `each` for the entries that retire. False if the claim
@@ -212,7 +220,7 @@ impl TransferLog {
     /// Sequence number of the oldest operation that the peer has not written yet.
     #[must_use]
     pub fn oldest_unwritten(&self) -> Option<u64> {
-        self.entries.iter().find(|entry| entry.confirmed != Confirmed::Written).map(|entry| entry.sequence)
+        (self.unwritten > 0).then_some(self.written_through + 1)
     }
 
     /// Operations remembered.

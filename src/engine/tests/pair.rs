@@ -83,7 +83,7 @@ fn fresh_disk(node: usize) -> Rc<RefCell<Vec<u8>>> {
         max_peers: 1,
         node_id: NodeId(node as u8),
         device_uuid: 77 + node as u64,
-        al_slots: 7,
+        al_slots: 9,
     };
     let image = image::create(&options).unwrap();
     run_steps(&disk, image.write_steps());
@@ -96,7 +96,7 @@ fn load(disk: &RefCell<Vec<u8>>) -> MetadataImage {
         Ok(())
     })
     .unwrap();
-    let (_, steps) = image.start_log_steps(7);
+    let (_, steps) = image.start_log_steps(9);
     run_steps(disk, steps);
     image
 }
@@ -430,7 +430,7 @@ fn the_survivor_of_a_dead_primary_is_promoted_and_the_returning_node_follows_by_
     let before = pair.resync_bytes;
     pair.up(0);
     pair.assert_equal_and_in_sync();
-    assert!(pair.resync_bytes - before <= 7 * (4 << 20) + 8192, "bounded by the activity log");
+    assert!(pair.resync_bytes - before <= 9 * (4 << 20) + 8192, "bounded by the activity log");
     assert_eq!(pair.nodes[0].disk.borrow()[4096], 2);
 }
 
