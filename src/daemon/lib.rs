@@ -1,1 +1,21 @@
-//! The QRBD daemon.
+//! The QRBD daemon: a thin shell around the engine that does I/O and decides nothing.
+//!
+//! One process, one thread, one runtime: disk (io_uring), network (QUIC), NBD clients and the control socket are tasks beside one
+//! another, and each resource has one owner task that drives its engine (see [`resource`](self)).
+
+mod arguments;
+mod attach;
+mod clock;
+mod commands;
+mod control_socket;
+mod daemon;
+mod frames;
+mod handlers;
+pub mod payload;
+mod plan;
+mod resource;
+mod service;
+pub mod volumes;
+
+pub use arguments::Arguments;
+pub use service::run;

@@ -1,0 +1,34 @@
+//! The command line of `qrbdd`.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// The daemon of QRBD, the QUIC Replicated Block Device: one for each node, serves every resource of that node.
+///
+/// It brings up nothing by itself: `qrbdadm up` does, or --up.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(name = "qrbdd", version, max_term_width = 100)]
+pub struct Arguments {
+    /// Configuration file.
+    #[arg(short = 'c', long, value_name = "FILE", env = "QRBD_CONFIG", default_value = qrbd_config::DEFAULT_CONFIG_FILE)]
+    pub config_file: PathBuf,
+    /// Which node of the configuration this is [default: the host name].
+    #[arg(long, value_name = "NAME", env = "QRBD_NODE")]
+    pub node: Option<String>,
+    /// Directory of the control socket and the NBD socket.
+    #[arg(long, value_name = "DIR", env = "QRBD_RUN_DIR", default_value = "/run/qrbd")]
+    pub run_dir: PathBuf,
+    /// Directory of what the daemon remembers.
+    #[arg(long, value_name = "DIR", env = "QRBD_STATE_DIR", default_value = "/var/lib/qrbd")]
+    pub state_dir: PathBuf,
+    /// The key that all nodes of the cluster share (qrbdadm keygen), for resources without a shared-secret.
+    #[arg(long, value_name = "FILE", env = "QRBD_KEY_FILE", default_value = "/etc/qrbd/authkey")]
+    pub key_file: PathBuf,
+    /// Bring these resources up at the start: a name, or all. May be repeated.
+    #[arg(long, value_name = "RES")]
+    pub up: Vec<String>,
+    /// Stay in the foreground: the daemon always does, the option is there for init scripts.
+    #[arg(long)]
+    pub foreground: bool,
+}

@@ -1,0 +1,266 @@
+//! `up`, `down`, `adjust`, `attach`: bringing a resource to what the configuration says, and away.
+//!
+//! `up` and `adjust` are one: a resource that is not up is made; one that is gets the disks it has not, the connections it wants, and
+//! the options that changed. A step that is refused does not undo the steps before it: the resource stays up as far as it came.
+
+use std::rc::Rc;
+
+use qrbd_control::{KernelError, Progress, Refusal, RefusalKind, Response, Target};
+use qrbd_engine::Command as Order;
+use qrbd_engine::state::{ConnectionState, DiskState};
+use qrbd_engine::units::{NodeId, VolumeNumber};
+use tracing::{info, warn};
+
+use super::{ProgressSender, answer, explained, resources, volumes};
+use crate::attach::AttachRequest;
+use crate::daemon::Daemon;
+use crate::plan::ResourcePlan;
+use crate::resource::Shared;
+
+/// `up` and `adjust`.
+pub(super) async fn up(daemon: &Rc<Daemon>, target: &Target, progress: &ProgressSender) -> Response {
+    let loaded = daemon.configuration();
+    let names: Vec<String> = match &target.resource {
+        Some(name) => vec![name.clone()],
+        None => loaded.local_resources().map(|resource| resource.name.clone()).collect(),
+    };
+    let mut first = None;
+    let mut hints = Vec::new();
+    for name in names {
+        let plan = match daemon.plan(&loaded, &name) {
+            Ok(plan) => plan,
+            Err(refusal) => {
+                first.get_or_insert(refusal);
+                continue;
+            }
+        };
+        match up_one(daemon, plan, progress).await {
+            Ok(more) => hints.extend(more),
+            Err(refusal) => {
+                first.get_or_insert(refusal);
+            }
+        }
+    }
+    match first {
+        Some(refusal) => Response::Refused(refusal),
+        None => Response::Ok { text: hints.join("\n") },
+    }
+}
+
+/// Brings one resource up, or to its new plan. Gives hints for the administrator.
+///
+/// # Errors
+/// The first refusal.
+pub(crate) async fn up_one(daemon: &Rc<Daemon>, plan: ResourcePlan, progress: &ProgressSender) -> Result<Vec<String>, Refusal> {
+    let lock = daemon.lock(&plan.name);
+    let _guard = lock.lock().await;
+    let running = match daemon.volumes.get(&plan.name) {
+        Some(shared) => follow(daemon, shared, &plan).await?,
+        None => None,
+    };
+    let shared = match running {
+        Some(shared) => shared,
+        None => {
+            info!("{}: up", plan.name);
+            daemon.start(plan.clone()).map_err(|error| Refusal::other(format!("{error:#}"), 10))?
+        }
+    };
+    let mut first = None;
+    for volume in &plan.volumes {
+        let diskless = shared.status().volumes.iter().any(|status| {
+            status.number == volume.number && status.disk == DiskState::Diskless
+        });
+        if volume.disk.is_some() && diskless {
+            tell(progress, &plan.name, Some(volume.number), "attaching");
+            if let Err(refusal) = attach_one(&shared, volume.number).await {
+                warn!("{}", refusal.message(&format!("{}/{}", plan.name, volume.number)));
+                first.get_or_insert(refusal);
+            }
+        }
+    }
+    let mut hints = Vec::new();
+    for peer in &plan.peers {
+        if connection(&shared, peer.node_id) == Some(ConnectionState::StandAlone) {
+            let order = Order::Connect { peer: peer.node_id, discard_my_data: false };
+            if let Err(refusal) = shared.command(order).await {
+                first.get_or_insert(explained(&shared, refusal));
+            }
+        }
+        if let Some(trouble) = shared.trouble_with(peer.node_id).filter(|trouble| trouble.here) {
+            if trouble.local_address {
+                first.get_or_insert(Refusal::from(KernelError::LocalAddress).with_detail(trouble.text));
+            } else {
+                hints.push(format!("{}: not connected to {}: {}", plan.name, peer.name, trouble.text));
+            }
+        }
+    }
+    match first {
+        Some(refusal) => Err(refusal),
+        None => Ok(hints),
+    }
+}
+
+/// Brings a running resource to a new plan as far as that goes without disks and connections. `None`: it was taken down, to be made
+/// anew.
+async fn follow(daemon: &Rc<Daemon>, shared: Rc<Shared>, plan: &ResourcePlan) -> Result<Option<Rc<Shared>>, Refusal> {
+    let old = shared.plan();
+    if old == *plan {
+        return Ok(Some(shared));
+    }
+    if !old.same_engine(plan) {
+        info!("{}: the changed options need the resource to be taken down and up", plan.name);
+        down_one(daemon, &shared).await.map_err(|refusal| {
+            let why = "the changed options (volumes, peers, protocol, timeouts, split-brain policies) need the resource to be \
+                       taken down and up, which is not possible now";
+            let detail = format!("{why}\n{}", refusal.detail);
+            refusal.with_detail(detail)
+        })?;
+        return Ok(None);
+    }
+    let moved: Vec<_> = plan
+        .peers
+        .iter()
+        .filter(|peer| old.peers.iter().any(|other| other.node_id == peer.node_id && !other.same_connection(peer)))
+        .collect();
+    for peer in &moved {
+        disconnect(&shared, peer.node_id).await?;
+        shared.reconfigure_peer(peer);
+    }
+    shared.replace_plan(plan.clone());
+    Ok(Some(shared))
+}
+
+fn connection(shared: &Shared, peer: NodeId) -> Option<ConnectionState> {
+    shared.status().peers.iter().find(|status| status.node_id == peer).map(|status| status.connection)
+}
+
+async fn disconnect(shared: &Shared, peer: NodeId) -> Result<(), Refusal> {
+    match shared.command(Order::Disconnect { peer, force: false }).await {
+        Ok(()) => Ok(()),
+        Err(refusal) => match explained(shared, refusal) {
+            refusal if refusal.exit_code == 0 => Ok(()),
+            refusal => Err(refusal),
+        },
+    }
+}
+
+fn tell(progress: &ProgressSender, resource: &str, volume: Option<VolumeNumber>, phase: &str) {
+    let step = Progress {
+        resource: resource.to_owned(),
+        volume: volume.map(|volume| volume.0),
+        peer: None,
+        phase: phase.to_owned(),
+        done_kib: 0,
+        total_kib: 0,
+        kib_per_second: 0,
+        remaining_seconds: None,
+    };
+    // A client that does not read misses it.
+    let _ = progress.try_send(step);
+}
+
+/// `attach`.
+pub(super) async fn attach(daemon: &Rc<Daemon>, target: &Target) -> Response {
+    let meant = match resources(daemon, target) {
+        Ok(meant) => meant,
+        Err(refusal) => return Response::Refused(refusal),
+    };
+    let loaded = daemon.configuration();
+    let mut first = None;
+    for shared in meant {
+        let lock = daemon.lock(&shared.name);
+        let _guard = lock.lock().await;
+        // The configuration may name another disk by now.
+        if let Ok(plan) = daemon.plan(&loaded, &shared.name)
+            && shared.plan().same_engine(&plan)
+        {
+            let peers = shared.plan().peers;
+            shared.replace_plan(ResourcePlan { peers, ..plan });
+        }
+        match volumes(&shared, target) {
+            Err(refusal) => {
+                first.get_or_insert(refusal);
+            }
+            Ok(numbers) => {
+                for number in numbers {
+                    if let Err(refusal) = attach_one(&shared, number).await {
+                        first.get_or_insert(refusal);
+                    }
+                }
+            }
+        }
+    }
+    answer(first)
+}
+
+/// Attaches the disk that the plan names.
+async fn attach_one(shared: &Rc<Shared>, number: VolumeNumber) -> Result<(), Refusal> {
+    let plan = shared.plan();
+    let volume = plan.volume(number).ok_or(KernelError::MinorInvalid)?;
+    if shared.status().volumes.iter().any(|status| status.number == number && status.disk != DiskState::Diskless) {
+        return Err(KernelError::DiskConfigured.into());
+    }
+    let Some(disk) = volume.disk.clone() else {
+        let detail = format!("{}/{number} has 'disk none' on this node", plan.name);
+        return Err(Refusal::from(KernelError::NoDisk).with_detail(detail));
+    };
+    let object = format!("{}/{number}", plan.name);
+    let request = AttachRequest {
+        object: object.clone(),
+        disk,
+        meta_disk: volume.meta_disk.clone(),
+        al_extents: volume.al_extents,
+        node_id: plan.node_id,
+    };
+    // Opening and reading metadata may take long on a slow disk.
+    let attached = tokio::task::spawn_blocking(move || crate::attach::attach(&request))
+        .await
+        .map_err(|error| Refusal::other(format!("attach: {error}"), 20))??;
+    for notice in &attached.notices {
+        warn!("{object}: {notice}");
+    }
+    shared.attach(number, attached).await.map_err(|refusal| explained(shared, refusal))
+}
+
+/// `down`: not configured is success.
+pub(super) async fn down(daemon: &Rc<Daemon>, target: &Target) -> Response {
+    let Ok(meant) = resources(daemon, target) else { return answer(None) };
+    let mut first = None;
+    for shared in meant {
+        let lock = daemon.lock(&shared.name);
+        let _guard = lock.lock().await;
+        // It may have gone while this waited.
+        let Some(shared) = daemon.volumes.get(&shared.name) else { continue };
+        if let Err(refusal) = down_one(daemon, &shared).await {
+            first.get_or_insert(refusal);
+        }
+    }
+    answer(first)
+}
+
+async fn down_one(daemon: &Daemon, shared: &Rc<Shared>) -> Result<(), Refusal> {
+    let refused = |refusal| explained(shared, refusal);
+    shared.command(Order::Demote { force: false }).await.map_err(refused)?;
+    let plan = shared.plan();
+    for peer in &plan.peers {
+        disconnect(shared, peer.node_id).await?;
+    }
+    for volume in &plan.volumes {
+        shared.command(Order::Detach { volume: volume.number, force: false }).await.map_err(refused)?;
+    }
+    info!("{}: down", plan.name);
+    daemon.volumes.remove(&plan.name);
+    shared.stop().await;
+    Ok(())
+}
+
+/// The daemon ends: as `down`, but what is refused stays as it is, for the next start to recover.
+pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>) {
+    if let Err(refusal) = down_one(daemon, shared).await {
+        let held = matches!(refusal.kind, RefusalKind::StateChange(-12));
+        let why = if held { "clients have it open" } else { &refusal.text };
+        warn!("{}: left as it is: {why}", shared.name);
+        daemon.volumes.remove(&shared.name);
+        shared.stop().await;
+    }
+}

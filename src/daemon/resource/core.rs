@@ -1,0 +1,281 @@
+//! The engine with everything around it: events in, effects carried out.
+
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
+
+use qrbd_disk::{Completion, Disk, Reactor, UringReactor};
+use qrbd_engine::api::{ClientError, Effect, Event, Notice};
+use qrbd_engine::metadata::image::MetadataImage;
+use qrbd_engine::state::Refusal;
+use qrbd_engine::status::Status;
+use qrbd_engine::units::{NodeId, Time, VolumeNumber};
+use qrbd_engine::{CommandId, Engine, RequestId};
+use slab::Slab;
+use tokio::sync::{broadcast, oneshot};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::disks::{Disks, Target};
+use super::network::{KeySource, Network, ResourceEndpoint};
+use super::{Incoming, Shared};
+use crate::clock::Clock;
+use crate::handlers::{Handlers, HandlerCall};
+use crate::payload::EnginePayload;
+use crate::plan::ResourcePlan;
+use crate::volumes::CompletionQueue;
+
+/// A client's request that the engine has.
+struct Client {
+    token: u64,
+    completions: Rc<CompletionQueue>,
+}
+
+/// The owner's state.
+pub(crate) struct Core {
+    pub(crate) plan: ResourcePlan,
+    pub(super) clock: Clock,
+    engine: Engine<EnginePayload>,
+    reactor: UringReactor,
+    pub(super) disks: Disks,
+    pub(super) network: Network,
+    handlers: Handlers,
+    notices: broadcast::Sender<Notice>,
+    clients: Slab<Client>,
+    commands: HashMap<u64, oneshot::Sender<Result<(), Refusal>>>,
+    next_command: u64,
+    /// Taken in and not given to the engine.
+    incoming: Vec<Incoming>,
+    completions: Vec<Completion>,
+}
+
+impl Core {
+    #[allow(clippy::too_many_arguments, reason = "called once, by the handle that owns it")]
+    pub(super) fn new(
+        plan: ResourcePlan,
+        clock: Clock,
+        seed: [u64; 2],
+        reactor: UringReactor,
+        handlers: Handlers,
+        key: KeySource,
+        notices: broadcast::Sender<Notice>,
+        shared: Weak<Shared>,
+    ) -> Core {
+        Core {
+            engine: Engine::new(plan.engine(seed), clock.now()),
+            disks: Disks::new(&plan, reactor.pool().clone()),
+            network: Network::new(&plan, reactor.pool().clone(), key, shared),
+            plan,
+            clock,
+            reactor,
+            handlers,
+            notices,
+            clients: Slab::new(),
+            commands: HashMap::new(),
+            next_command: 0,
+            incoming: Vec::new(),
+            completions: Vec::new(),
+        }
+    }
+
+    /// The engine's state.
+    pub(super) fn engine_status(&self) -> Status {
+        self.engine.status()
+    }
+
+    /// Time of the engine.
+    pub(super) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// Opens the way to a disk, before the engine is told of it.
+    pub(super) fn use_disk(
+        &mut self,
+        volume: VolumeNumber,
+        data: Disk,
+        meta: Option<Disk>,
+        image: &MetadataImage,
+    ) -> Result<(), Refusal> {
+        let data = self.reactor.attach(data);
+        let meta = meta.map(|meta| self.reactor.attach(meta));
+        self.disks.attach(volume, data, meta, image.layout)
+    }
+
+    /// The engine does not use the disk: close it.
+    pub(super) fn drop_disk(&mut self, volume: VolumeNumber) {
+        self.disks.detach(volume);
+    }
+
+    /// Moves what others gave into the core.
+    pub(super) fn take_incoming(&mut self, inbox: &mut Vec<Incoming>) {
+        self.incoming.append(inbox);
+    }
+
+    /// One round: everything that is there goes to the engine, its effects are carried out. False if there was nothing.
+    pub(super) fn round(&mut self, context: &mut Context<'_>) -> bool {
+        let now = self.clock.now();
+        let mut worked = !self.incoming.is_empty();
+        let mut incoming = std::mem::take(&mut self.incoming);
+        for item in incoming.drain(..) {
+            self.take_in(now, item);
+        }
+        self.incoming = incoming;
+
+        worked |= self.reactor.take_completions(&mut self.completions) > 0;
+        for completion in self.completions.drain(..) {
+            if let Some(event) = self.disks.completed(completion) {
+                self.engine.handle(now, event);
+            }
+        }
+        while let Some(event) = self.disks.failed_at_once() {
+            worked = true;
+            self.engine.handle(now, event);
+        }
+        self.disks.resubmit();
+
+        while let Some(event) = self.network.poll_event(context) {
+            worked = true;
+            self.engine.handle(now, event);
+        }
+        if self.engine.next_timeout().is_some_and(|due| due <= now) {
+            worked = true;
+            self.engine.handle(now, Event::Tick);
+        }
+        self.network.keep_connecting(now);
+        if worked {
+            while let Some(effect) = self.engine.poll() {
+                self.carry_out(now, effect);
+            }
+        }
+        self.reactor.flush();
+        worked
+    }
+
+    /// Ready when the disk has completions; otherwise the task is woken when it has.
+    pub(super) fn poll_disk(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.reactor.poll_completed(context)
+    }
+
+    /// When the clock alone is a reason to look again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let next = [self.engine.next_timeout(), self.network.retry_at()].into_iter().flatten().min()?;
+        Some(self.clock.instant(next))
+    }
+
+    /// The timer fired; the next round finds out what for.
+    pub(super) fn clock_ran(&mut self) {}
+
+    fn take_in(&mut self, now: Time, item: Incoming) {
+        let event = match item {
+            Incoming::Request { volume, operation, token, completions } => {
+                let key = self.clients.insert(Client { token, completions });
+                Event::Request { id: RequestId(key as u64), volume, operation }
+            }
+            Incoming::Openers { volume, count } => Event::Openers { volume, count },
+            Incoming::Command { command, reply } => {
+                self.next_command += 1;
+                self.commands.insert(self.next_command, reply);
+                Event::Command { id: CommandId(self.next_command), command }
+            }
+        };
+        self.engine.handle(now, event);
+    }
+
+    fn carry_out(&mut self, now: Time, effect: Effect<EnginePayload>) {
+        match effect {
+            Effect::Read { volume, io, range } => {
+                self.disks.submit(volume, io, Target::Data, qrbd_disk::Operation::Read {
+                    offset: range.offset,
+                    length: range.length,
+                }, None);
+            }
+            Effect::Write { volume, io, range, payload } => {
+                let credit = payload.credit();
+                let operation =
+                    qrbd_disk::Operation::Write { offset: range.offset, payload: payload.into_data(), durable: false };
+                self.disks.submit(volume, io, Target::Data, operation, credit);
+            }
+            // A discard that the device ignores would leave the nodes different: the range must read as zeroes.
+            Effect::Discard { volume, io, range } => {
+                self.disks.write_zeroes(volume, io, range, true);
+            }
+            Effect::WriteZeroes { volume, io, range, may_unmap } => {
+                self.disks.write_zeroes(volume, io, range, may_unmap);
+            }
+            Effect::Flush { volume, io } => {
+                self.disks.submit(volume, io, Target::Data, qrbd_disk::Operation::Flush, None);
+            }
+            Effect::MetadataWrite { volume, io, offset, bytes } => {
+                self.disks.write_metadata(volume, io, offset, &bytes);
+            }
+            Effect::MetadataFlush { volume, io } => {
+                self.disks.submit(volume, io, Target::Metadata, qrbd_disk::Operation::Flush, None);
+            }
+            Effect::Send { peer, session, message } => self.network.send(peer, session, message),
+            Effect::CloseSession { peer, session } => self.network.close_session(peer, session),
+            Effect::StartConnecting { peer } => self.network.start_connecting(now, peer),
+            Effect::StopConnecting { peer } => self.network.stop_connecting(peer),
+            Effect::Complete { id, result } => {
+                let client = self.clients.remove(id.0 as usize);
+                client.completions.push(client.token, result);
+            }
+            Effect::CommandDone { id, result } => {
+                let reply = self.commands.remove(&id.0).expect("each command is answered once");
+                // The one who asked may be gone.
+                let _ = reply.send(result);
+            }
+            Effect::Detached { volume } => self.disks.detach(volume),
+            Effect::Handler { name, peer, volume } => self.call_handler(name, peer, volume),
+            Effect::Notice(notice) => {
+                self.log(&notice);
+                // Nobody listens most of the time.
+                let _ = self.notices.send(notice);
+            }
+        }
+    }
+
+    fn call_handler(&self, name: &'static str, peer: Option<NodeId>, volume: Option<VolumeNumber>) {
+        if let Some(command) = self.plan.handlers.get(name) {
+            self.handlers.call(HandlerCall::new(&self.plan, &self.engine.status(), name, command, peer, volume));
+        }
+    }
+
+    fn log(&self, notice: &Notice) {
+        let resource = &*self.plan.name;
+        let name = |peer: NodeId| self.plan.node_name(peer);
+        match notice {
+            Notice::Role { from, to, rule } => info!("{resource}: role {from} -> {to} ({rule})"),
+            Notice::Disk { volume, from, to, rule } => info!("{resource}/{volume}: disk {from} -> {to} ({rule})"),
+            Notice::Connection { peer, from, to, rule } => {
+                info!("{resource} {}: connection {from} -> {to} ({rule})", name(*peer));
+            }
+            Notice::Replication { peer, volume, from, to, rule } => {
+                info!("{resource}/{volume} {}: replication {from} -> {to} ({rule})", name(*peer));
+            }
+            Notice::Decision { peer, volume, rule, text } => {
+                let volume = volume.map(|volume| format!("/{volume}")).unwrap_or_default();
+                let peer = peer.map(|peer| format!(" {}", name(peer))).unwrap_or_default();
+                info!("{resource}{volume}{peer}: {text} ({rule})");
+            }
+        }
+    }
+
+    /// The owner ends: gives back what is open, answers what waits.
+    pub(super) fn end(&mut self) -> Vec<ResourceEndpoint> {
+        let left = self.clients.len();
+        if left > 0 {
+            warn!("{}: {left} client requests end with an error: the resource goes down", self.plan.name);
+        }
+        for client in self.clients.drain() {
+            client.completions.push(client.token, Err(ClientError::Io));
+        }
+        self.commands.clear();
+        for item in self.incoming.drain(..) {
+            if let Incoming::Request { token, completions, .. } = item {
+                completions.push(token, Err(ClientError::Io));
+            }
+        }
+        self.disks.detach_all();
+        self.network.end()
+    }
+}

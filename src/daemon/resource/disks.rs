@@ -1,0 +1,237 @@
+//! The backing disks of a resource: operations of the engine on their way, and what was counted.
+//!
+//! Invariants: every operation of the engine is answered once, also when its disk is not there or the backend is full at the
+//! moment; what came over the network keeps its credit until the disk is done with it. Data starts at byte 0 of the backing disk.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use qrbd_disk::{BlockDevice, Completion, DiskError, DiskErrorKind, Operation, Pool, UringDevice};
+use qrbd_engine::IoId;
+use qrbd_engine::api::{Event, IoError};
+use qrbd_engine::metadata::METADATA_BLOCK_BYTES;
+use qrbd_engine::metadata::layout::Layout;
+use qrbd_engine::state::Refusal;
+use qrbd_engine::units::{ByteRange, VolumeNumber};
+use qrbd_transport::Credit;
+use slab::Slab;
+use tracing::{error, warn};
+
+use crate::payload::EnginePayload;
+use crate::plan::ResourcePlan;
+
+/// Errors of one disk that are logged; the rest is counted.
+const ERRORS_LOGGED: u64 = 20;
+
+/// Which of a volume's disks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Target {
+    Data,
+    Metadata,
+}
+
+/// What was done on a volume's disk since it was attached.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    pub(super) read_bytes: u64,
+    pub(super) written_bytes: u64,
+    pub(super) activity_log_writes: u64,
+    pub(super) bitmap_writes: u64,
+    /// Operations on their way.
+    pub(super) pending: u32,
+    errors: u64,
+}
+
+struct Backing {
+    data: UringDevice,
+    meta: Option<UringDevice>,
+    layout: Layout,
+}
+
+struct Volume {
+    number: VolumeNumber,
+    backing: Option<Backing>,
+    counters: Counters,
+}
+
+struct InFlight {
+    io: IoId,
+    volume: usize,
+    target: Target,
+    /// Held until the disk is done with the bytes.
+    _credit: Option<Arc<Credit>>,
+}
+
+/// See the module's text.
+pub(crate) struct Disks {
+    resource: String,
+    pool: Pool,
+    volumes: Vec<Volume>,
+    in_flight: Slab<InFlight>,
+    /// Refused by a full backend: token and operation.
+    refused: VecDeque<(u64, Operation)>,
+    failed: VecDeque<Event<EnginePayload>>,
+}
+
+impl Disks {
+    pub(super) fn new(plan: &ResourcePlan, pool: Pool) -> Disks {
+        let volume = |number| Volume { number, backing: None, counters: Counters::default() };
+        Disks {
+            resource: plan.name.clone(),
+            pool,
+            volumes: plan.volumes.iter().map(|plan| volume(plan.number)).collect(),
+            in_flight: Slab::new(),
+            refused: VecDeque::new(),
+            failed: VecDeque::new(),
+        }
+    }
+
+    fn index(&self, number: VolumeNumber) -> Option<usize> {
+        self.volumes.iter().position(|volume| volume.number == number)
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        number: VolumeNumber,
+        data: UringDevice,
+        meta: Option<UringDevice>,
+        layout: Layout,
+    ) -> Result<(), Refusal> {
+        let index = self.index(number).ok_or(Refusal::Unknown)?;
+        let volume = &mut self.volumes[index];
+        if volume.backing.is_some() {
+            return Err(Refusal::DiskConfigured);
+        }
+        volume.backing = Some(Backing { data, meta, layout });
+        volume.counters = Counters::default();
+        Ok(())
+    }
+
+    /// Closes the disks; the backend keeps them open until what it still has is done.
+    pub(super) fn detach(&mut self, number: VolumeNumber) {
+        if let Some(index) = self.index(number) {
+            self.volumes[index].backing = None;
+        }
+    }
+
+    pub(super) fn detach_all(&mut self) {
+        self.volumes.iter_mut().for_each(|volume| volume.backing = None);
+    }
+
+    /// Counters of a volume; `None` for a volume that there is not.
+    pub(super) fn counters(&self, number: VolumeNumber) -> Option<Counters> {
+        self.index(number).map(|index| self.volumes[index].counters)
+    }
+
+    /// The backing disk of a volume, if it is attached.
+    pub(super) fn device(&self, number: VolumeNumber) -> Option<&UringDevice> {
+        self.volumes[self.index(number)?].backing.as_ref().map(|backing| &backing.data)
+    }
+
+    pub(super) fn write_zeroes(&mut self, volume: VolumeNumber, io: IoId, range: ByteRange, may_unmap: bool) {
+        let operation =
+            Operation::WriteZeroes { offset: range.offset, length: u64::from(range.length), may_unmap };
+        self.submit(volume, io, Target::Data, operation, None);
+    }
+
+    pub(super) fn write_metadata(&mut self, number: VolumeNumber, io: IoId, offset: u64, bytes: &[u8]) {
+        if let Some(index) = self.index(number)
+            && let Some(backing) = &self.volumes[index].backing
+        {
+            let layout = &backing.layout;
+            let ring = layout.ring_offset..layout.ring_offset + u64::from(layout.ring_blocks) * METADATA_BLOCK_BYTES;
+            let bitmaps = layout.bitmap_offset
+                ..layout.bitmap_offset + layout.bitmap_slot_bytes * u64::from(layout.max_peers);
+            let counters = &mut self.volumes[index].counters;
+            counters.activity_log_writes += u64::from(ring.contains(&offset));
+            counters.bitmap_writes += u64::from(bitmaps.contains(&offset));
+        }
+        let payload = self.pool.copy_from(bytes);
+        self.submit(number, io, Target::Metadata, Operation::Write { offset, payload, durable: false }, None);
+    }
+
+    /// Starts an operation of the engine.
+    pub(super) fn submit(
+        &mut self,
+        number: VolumeNumber,
+        io: IoId,
+        target: Target,
+        operation: Operation,
+        credit: Option<Arc<Credit>>,
+    ) {
+        let index = self.index(number).expect("the engine has the volumes of the plan");
+        let volume = &mut self.volumes[index];
+        if target == Target::Data {
+            let (_, length) = operation.range();
+            match operation {
+                Operation::Read { .. } => volume.counters.read_bytes += length,
+                _ => volume.counters.written_bytes += length,
+            }
+        }
+        volume.counters.pending += 1;
+        let token = self.in_flight.insert(InFlight { io, volume: index, target, _credit: credit }) as u64;
+        self.hand_over(token, operation);
+    }
+
+    fn hand_over(&mut self, token: u64, operation: Operation) {
+        let entry = &self.in_flight[token as usize];
+        let Some(backing) = &self.volumes[entry.volume].backing else {
+            error!("{}/{}: {} without a disk", self.resource, self.volumes[entry.volume].number, operation.kind());
+            let event = self.end(token, Err(IoError::Failed));
+            self.failed.push_back(event);
+            return;
+        };
+        let device = match (entry.target, &backing.meta) {
+            (Target::Metadata, Some(meta)) => meta,
+            _ => &backing.data,
+        };
+        if let Err(refused) = device.submit(token, operation) {
+            self.refused.push_back((token, refused.operation));
+        }
+    }
+
+    /// Tries again what the backend had no room for.
+    pub(super) fn resubmit(&mut self) {
+        for _ in 0..self.refused.len() {
+            let (token, operation) = self.refused.pop_front().expect("counted");
+            self.hand_over(token, operation);
+        }
+    }
+
+    /// The answer for an operation that could not even begin.
+    pub(super) fn failed_at_once(&mut self) -> Option<Event<EnginePayload>> {
+        self.failed.pop_front()
+    }
+
+    /// The answer for a completion.
+    pub(super) fn completed(&mut self, completion: Completion) -> Option<Event<EnginePayload>> {
+        let result = match completion.result {
+            Ok(payload) => Ok(payload.map(EnginePayload::from)),
+            Err(error) => {
+                let volume = self.in_flight[completion.token as usize].volume;
+                Err(self.explain(volume, &error))
+            }
+        };
+        Some(self.end(completion.token, result))
+    }
+
+    fn end(&mut self, token: u64, result: Result<Option<EnginePayload>, IoError>) -> Event<EnginePayload> {
+        let entry = self.in_flight.remove(token as usize);
+        self.volumes[entry.volume].counters.pending -= 1;
+        match entry.target {
+            Target::Data => Event::DiskDone { io: entry.io, result },
+            Target::Metadata => Event::MetadataDone { io: entry.io, result: result.map(|_| ()) },
+        }
+    }
+
+    fn explain(&mut self, index: usize, error: &DiskError) -> IoError {
+        let volume = &mut self.volumes[index];
+        volume.counters.errors += 1;
+        if volume.counters.errors <= ERRORS_LOGGED {
+            warn!("{}/{}: {error}", self.resource, volume.number);
+        } else if volume.counters.errors.is_power_of_two() {
+            warn!("{}/{}: {} errors so far, the last: {error}", self.resource, volume.number, volume.counters.errors);
+        }
+        if error.kind == DiskErrorKind::NoSpace { IoError::NoSpace } else { IoError::Failed }
+    }
+}

@@ -1,0 +1,278 @@
+//! One resource that is up: its owner, the one task that drives its engine, and the handle that everybody else has on it.
+//!
+//! The owner is a single future: each time it is polled it gathers what came in (client requests, commands, disk completions, the
+//! peer's frames, the clock), gives it all to the engine, carries out the effects, and hands the disk its operations in one call. It
+//! decides nothing. Invariants: the core is borrowed only between two points of waiting, never across one; a request or command that
+//! was taken in gets its one answer, also when the resource ends.
+
+mod core;
+mod disks;
+mod network;
+mod report;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use qrbd_control::generations::GenerationReport;
+use qrbd_control::status::ResourceStatus;
+use qrbd_disk::{Pool, UringReactor};
+use qrbd_engine::api::{ClientError, Notice};
+use qrbd_engine::state::{Refusal, Role};
+use qrbd_engine::status::Status;
+use qrbd_engine::units::{NodeId, VolumeNumber};
+use qrbd_engine::{Command, Operation};
+use tokio::sync::{broadcast, oneshot};
+use tokio::time::Sleep;
+
+pub(crate) use self::core::Core;
+pub(crate) use network::KeySource;
+
+use crate::attach::Attached;
+use crate::clock::Clock;
+use crate::handlers::Handlers;
+use crate::payload::EnginePayload;
+use crate::plan::{PeerPlan, ResourcePlan};
+use crate::volumes::{CompletionQueue, ExportDescription};
+
+/// Rounds of one poll after which the other tasks of the thread get their turn.
+const ROUNDS_PER_TURN: usize = 32;
+/// State changes that a slow listener may fall behind.
+const NOTICES_KEPT: usize = 256;
+
+/// What others give to the owner.
+pub(crate) enum Incoming {
+    /// A client's request.
+    Request {
+        volume: VolumeNumber,
+        operation: Operation<EnginePayload>,
+        token: u64,
+        completions: Rc<CompletionQueue>,
+    },
+    /// So many clients have the volume open now.
+    Openers { volume: VolumeNumber, count: u32 },
+    /// An administrator's command.
+    Command { command: Command, reply: oneshot::Sender<Result<(), Refusal>> },
+}
+
+/// The handle on a resource that is up. One thread's.
+pub(crate) struct Shared {
+    pub(crate) name: Rc<str>,
+    pub(crate) pool: Pool,
+    inbox: RefCell<Vec<Incoming>>,
+    waker: Cell<Option<Waker>>,
+    openers: RefCell<BTreeMap<VolumeNumber, u32>>,
+    core: RefCell<Core>,
+    notices: broadcast::Sender<Notice>,
+    stopped: Cell<bool>,
+}
+
+impl Shared {
+    /// A resource without disks and connections; [`Shared::owner`] must be run.
+    pub(crate) fn new(
+        plan: ResourcePlan,
+        clock: Clock,
+        seed: [u64; 2],
+        reactor: UringReactor,
+        handlers: Handlers,
+        key: KeySource,
+    ) -> Rc<Shared> {
+        let name: Rc<str> = Rc::from(plan.name.as_str());
+        let pool = reactor.pool().clone();
+        let notices = broadcast::Sender::new(NOTICES_KEPT);
+        Rc::new_cyclic(|weak| Shared {
+            core: RefCell::new(Core::new(plan, clock, seed, reactor, handlers, key, notices.clone(), weak.clone())),
+            name,
+            pool,
+            inbox: RefCell::default(),
+            waker: Cell::default(),
+            openers: RefCell::default(),
+            notices,
+            stopped: Cell::new(false),
+        })
+    }
+
+    /// The future that drives the resource until [`Shared::stop`].
+    pub(crate) fn owner(self: &Rc<Self>) -> Owner {
+        Owner { shared: Rc::clone(self), timer: None }
+    }
+
+    /// Gives something to the owner.
+    pub(crate) fn push(&self, incoming: Incoming) {
+        if self.stopped.get() {
+            if let Incoming::Request { token, completions, .. } = incoming {
+                completions.push(token, Err(ClientError::Io));
+            }
+            return;
+        }
+        self.inbox.borrow_mut().push(incoming);
+        self.wake();
+    }
+
+    /// Has the owner look around.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// A client opened (1) or closed (-1) a volume.
+    pub(crate) fn change_openers(&self, volume: VolumeNumber, change: i32) {
+        let mut openers = self.openers.borrow_mut();
+        let count = openers.entry(volume).or_default();
+        *count = count.checked_add_signed(change).expect("closed as often as opened");
+        let count = *count;
+        drop(openers);
+        self.push(Incoming::Openers { volume, count });
+    }
+
+    /// Carries out a command.
+    ///
+    /// # Errors
+    /// The engine's refusal; [`Refusal::Unknown`] if the resource ends meanwhile.
+    pub(crate) async fn command(&self, command: Command) -> Result<(), Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.push(Incoming::Command { command, reply });
+        answer.await.unwrap_or(Err(Refusal::Unknown))
+    }
+
+    /// Takes a disk that was opened and prepared into use.
+    ///
+    /// # Errors
+    /// The engine's refusal; the disk is closed then.
+    pub(crate) async fn attach(&self, volume: VolumeNumber, attached: Attached) -> Result<(), Refusal> {
+        let image = Box::new(attached.image);
+        self.core.borrow_mut().use_disk(volume, attached.data, attached.meta, &image)?;
+        let result = self.command(Command::Attach { volume, image }).await;
+        if result.is_err() {
+            self.core.borrow_mut().drop_disk(volume);
+        }
+        result
+    }
+
+    /// The engine's state.
+    pub(crate) fn status(&self) -> Status {
+        self.core.borrow().engine_status()
+    }
+
+    /// DRBD's status.
+    pub(crate) fn report(&self) -> ResourceStatus {
+        report::status(&self.core.borrow())
+    }
+
+    /// Generation identifiers of the attached volumes.
+    pub(crate) fn generations(&self) -> Vec<GenerationReport> {
+        report::generations(&self.core.borrow())
+    }
+
+    /// What the NBD front may show.
+    pub(crate) fn exports(&self) -> Vec<ExportDescription> {
+        report::exports(&self.core.borrow())
+    }
+
+    /// What the resource was configured with.
+    pub(crate) fn plan(&self) -> ResourcePlan {
+        self.core.borrow().plan.clone()
+    }
+
+    /// From now on another plan counts, which an engine made for the old one can follow ([`ResourcePlan::same_engine`]).
+    pub(crate) fn replace_plan(&self, plan: ResourcePlan) {
+        self.core.borrow_mut().plan = plan;
+    }
+
+    /// The connection to a peer is made with other addresses or another key from the next attempt on.
+    pub(crate) fn reconfigure_peer(&self, peer: &PeerPlan) {
+        self.core.borrow_mut().network.reconfigure(peer);
+        self.wake();
+    }
+
+    /// Why there is no connection to a peer, if something other than the peer's absence is known.
+    pub(crate) fn trouble_with(&self, peer: NodeId) -> Option<network::Trouble> {
+        self.core.borrow().network.trouble_with(peer)
+    }
+
+    /// State changes and decisions from now on.
+    pub(crate) fn listen(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    /// This node's role.
+    pub(crate) fn role(&self) -> Role {
+        self.core.borrow().engine_status().role
+    }
+
+    /// True while clients have a volume open.
+    pub(crate) fn has_openers(&self) -> bool {
+        self.openers.borrow().values().any(|&count| count > 0)
+    }
+
+    /// Ends the owner: disks are closed, sessions ended, requests and commands answered with an error. Returns when the address
+    /// is free again. Meant for a resource that was demoted, disconnected and detached before.
+    pub(crate) async fn stop(&self) {
+        self.stopped.set(true);
+        self.wake();
+        let incoming = std::mem::take(&mut *self.inbox.borrow_mut());
+        for item in incoming {
+            if let Incoming::Request { token, completions, .. } = item {
+                completions.push(token, Err(ClientError::Io));
+            }
+        }
+        let endpoints = self.core.borrow_mut().end();
+        for endpoint in endpoints {
+            endpoint.shutdown().await;
+        }
+    }
+
+    /// A session that was to be closed has sent what it had to send.
+    fn finish_close(&self, peer: NodeId, session: qrbd_transport::SessionId) {
+        self.core.borrow_mut().network.finish_close(peer, session);
+        self.wake();
+    }
+}
+
+/// The future that drives a resource.
+pub(crate) struct Owner {
+    shared: Rc<Shared>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Future for Owner {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let shared = &this.shared;
+        if shared.stopped.get() {
+            return Poll::Ready(());
+        }
+        let mut core = shared.core.borrow_mut();
+        for _ in 0..ROUNDS_PER_TURN {
+            // Registered before looking, so that nothing is missed.
+            shared.waker.set(Some(context.waker().clone()));
+            core.take_incoming(&mut shared.inbox.borrow_mut());
+            let worked = core.round(context);
+            if worked {
+                continue;
+            }
+            // Nothing left to do: sleep until the disk, the network, a client or the clock has something.
+            if core.poll_disk(context).is_ready() {
+                continue;
+            }
+            let Some(deadline) = core.deadline() else { return Poll::Pending };
+            let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            // Deadlines move away with every frame; a timer that fires too early is cheaper than one that is set anew each time.
+            if timer.is_elapsed() || deadline < timer.deadline() {
+                timer.as_mut().reset(deadline);
+            }
+            match timer.as_mut().poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) => core.clock_ran(),
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
