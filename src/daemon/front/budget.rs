@@ -30,10 +30,7 @@ impl Budget {
         let fits = bytes == 0 || self.used.get() + bytes <= self.limit;
         if !fits {
             let mut waiting = self.waiting.borrow_mut();
-            if !waiting
-                .iter()
-                .any(|waker| waker.will_wake(context.waker()))
-            {
+            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
                 waiting.push(context.waker().clone());
             }
         }

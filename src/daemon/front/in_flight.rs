@@ -101,7 +101,10 @@ impl InFlight {
             return Progress::Continue(Some(part));
         }
         let pending = &mut self.slots[slot as usize];
-        if pending.as_ref().is_some_and(|pending| pending.open_parts > 0) {
+        if pending
+            .as_ref()
+            .is_some_and(|pending| pending.open_parts > 0)
+        {
             return Progress::Continue(None);
         }
         let pending = pending.take().expect("looked up above");

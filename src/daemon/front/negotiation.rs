@@ -88,7 +88,8 @@ fn open_export<E: Exports>(exports: &E, name: &str) -> Result<(ExportInfo, E::Ex
             OpenRefusalKind::Unknown => Refusal::Unknown(text),
             OpenRefusalKind::Policy => Refusal::Policy(text),
         })?;
-    let info = export_info(export.description()).map_err(|error| Refusal::Policy(error.to_string()))?;
+    let info =
+        export_info(export.description()).map_err(|error| Refusal::Policy(error.to_string()))?;
     Ok((info, export))
 }
 

@@ -26,12 +26,12 @@ use tokio::time::Sleep;
 use crate::payload::EnginePayload;
 use crate::volumes::Completed;
 
-use super::{Common, SCRATCH_BYTES};
 use super::backend::Export;
 use super::in_flight::{InFlight, Progress};
 use super::intake::{Event, Intake};
 use super::outbox::{Charge, Outbox, SLICES};
 use super::replies::{STOPPING, error_of};
+use super::{Common, SCRATCH_BYTES};
 
 /// How a session came to its end; for the log.
 #[derive(Debug, thiserror::Error)]
