@@ -10,6 +10,7 @@ mod commands;
 mod control_socket;
 mod daemon;
 mod frames;
+pub mod front;
 mod handlers;
 pub mod payload;
 mod plan;

@@ -1,7 +1,8 @@
 //! The process: start, signals, orderly end.
 //!
 //! Invariants: one daemon for each run directory (a lock that the kernel gives up with the process); the control socket answers from
-//! the moment at which readiness is reported; a stop ends within [`STOP_PATIENCE`].
+//! the moment at which readiness is reported; a stop ends within
+//! [`CLIENT_PATIENCE`] and [`STOP_PATIENCE`].
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -16,16 +17,20 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use qrbd_control::{Command, Request, Response, SOCKET_NAME, Target};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use crate::arguments::Arguments;
 use crate::daemon::{Daemon, Places};
-use crate::{commands, control_socket};
+use crate::{commands, control_socket, front};
 
 /// File that tells who uses the run directory.
 const LOCK_NAME: &str = "qrbdd.lock";
-/// How long a stop may take.
+/// File name of the NBD socket in the run directory.
+const NBD_SOCKET_NAME: &str = "nbd.sock";
+/// How long the NBD clients may take to go.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the resources may take to go.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Runs the daemon until a signal ends it.
@@ -62,6 +67,13 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
     let listener = control_socket::bind(&socket)?;
     tokio::task::spawn_local(control_socket::serve(daemon.clone(), listener));
     info!("qrbdd {} is node {node}, control socket {}", env!("CARGO_PKG_VERSION"), socket.display());
+    let nbd_socket = run_dir.join(NBD_SOCKET_NAME);
+    let clients = front::bind_unix(&nbd_socket).with_context(|| format!("the socket {} cannot be made", nbd_socket.display()))?;
+    let (end_clients, clients_end) = oneshot::channel::<()>();
+    let front = tokio::task::spawn_local(front::serve_unix(daemon.volumes.clone(), clients, async {
+        // Its sender goes with the daemon at the latest.
+        let _ = clients_end.await;
+    }));
     tell_service_manager("READY=1");
     for name in arguments.up {
         let target = if name == "all" { Target::all() } else { Target::resource(&name) };
@@ -86,6 +98,12 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
     tell_service_manager("STOPPING=1");
     // No new commands: the socket goes first.
     let _ = std::fs::remove_file(&socket);
+    let _ = std::fs::remove_file(&nbd_socket);
+    // Clients get the answers to what they asked, then nobody has anything open.
+    let _ = end_clients.send(());
+    if tokio::time::timeout(CLIENT_PATIENCE, front).await.is_err() {
+        warn!("NBD clients did not go within {} s", CLIENT_PATIENCE.as_secs());
+    }
     daemon.shut_down(STOP_PATIENCE).await;
     info!("stopped");
     Ok(())

@@ -135,8 +135,10 @@ impl Volumes {
         let shared = self.get(&export.resource).expect("an export belongs to a resource that is up");
         let number = VolumeNumber(export.volume);
         shared.change_openers(number, 1);
+        let completions = Rc::new(CompletionQueue::default());
+        shared.opened(&completions);
         Ok(OpenVolume {
-            completions: Rc::new(CompletionQueue::default()),
+            completions,
             description: export.clone(),
             number,
             shared,
@@ -152,6 +154,7 @@ pub type Completed = Result<Option<EnginePayload>, ClientError>;
 pub struct CompletionQueue {
     done: RefCell<Vec<(u64, Completed)>>,
     waker: Cell<Option<Waker>>,
+    closed: Cell<bool>,
 }
 
 impl CompletionQueue {
@@ -160,6 +163,21 @@ impl CompletionQueue {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// The volume may not be served any more.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// True when the volume may not be served any more (the role is lost, the resource goes away): the session is to end. Whoever
+    /// waits for completions is woken when it becomes true.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
     }
 
     /// Moves all completions to the end of `target`; ready if there was at least one, otherwise the task is woken when there is.
@@ -179,10 +197,10 @@ impl CompletionQueue {
         count
     }
 
-    /// Waits until there is a completion to take. Cancel-safe.
+    /// Waits until there is a completion to take or the queue is closed. Cancel-safe.
     pub async fn wait(&self) {
         poll_fn(|context| {
-            if self.done.borrow().is_empty() {
+            if self.done.borrow().is_empty() && !self.closed.get() {
                 self.waker.set(Some(context.waker().clone()));
                 Poll::Pending
             } else {

@@ -47,6 +47,7 @@ pub(crate) struct Core {
     /// Taken in and not given to the engine.
     incoming: Vec<Incoming>,
     completions: Vec<Completion>,
+    role_changed: bool,
 }
 
 impl Core {
@@ -75,6 +76,7 @@ impl Core {
             next_command: 0,
             incoming: Vec::new(),
             completions: Vec::new(),
+            role_changed: false,
         }
     }
 
@@ -141,7 +143,7 @@ impl Core {
             worked = true;
             self.engine.handle(now, Event::Tick);
         }
-        self.network.keep_connecting(now);
+        worked |= self.network.keep_connecting(now);
         if worked {
             while let Some(effect) = self.engine.poll() {
                 self.carry_out(now, effect);
@@ -149,6 +151,11 @@ impl Core {
         }
         self.reactor.flush();
         worked
+    }
+
+    /// True once after the role changed.
+    pub(super) fn take_role_change(&mut self) -> bool {
+        std::mem::take(&mut self.role_changed)
     }
 
     /// Ready when the disk has completions; otherwise the task is woken when it has.
@@ -161,9 +168,6 @@ impl Core {
         let next = [self.engine.next_timeout(), self.network.retry_at()].into_iter().flatten().min()?;
         Some(self.clock.instant(next))
     }
-
-    /// The timer fired; the next round finds out what for.
-    pub(super) fn clock_ran(&mut self) {}
 
     fn take_in(&mut self, now: Time, item: Incoming) {
         let event = match item {
@@ -228,6 +232,7 @@ impl Core {
             Effect::Handler { name, peer, volume } => self.call_handler(name, peer, volume),
             Effect::Notice(notice) => {
                 self.log(&notice);
+                self.role_changed |= matches!(notice, Notice::Role { .. });
                 // Nobody listens most of the time.
                 let _ = self.notices.send(notice);
             }

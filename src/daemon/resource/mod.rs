@@ -14,14 +14,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use qrbd_control::generations::GenerationReport;
 use qrbd_control::status::ResourceStatus;
 use qrbd_disk::{Pool, UringReactor};
 use qrbd_engine::api::{ClientError, Notice};
-use qrbd_engine::state::{Refusal, Role};
+use qrbd_engine::state::Refusal;
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, VolumeNumber};
 use qrbd_engine::{Command, Operation};
@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     inbox: RefCell<Vec<Incoming>>,
     waker: Cell<Option<Waker>>,
     openers: RefCell<BTreeMap<VolumeNumber, u32>>,
+    /// Queues of the clients that have a volume open.
+    queues: RefCell<Vec<Weak<CompletionQueue>>>,
     core: RefCell<Core>,
     notices: broadcast::Sender<Notice>,
     stopped: Cell<bool>,
@@ -90,6 +92,7 @@ impl Shared {
             inbox: RefCell::default(),
             waker: Cell::default(),
             openers: RefCell::default(),
+            queues: RefCell::default(),
             notices,
             stopped: Cell::new(false),
         })
@@ -127,6 +130,18 @@ impl Shared {
         let count = *count;
         drop(openers);
         self.push(Incoming::Openers { volume, count });
+    }
+
+    /// A client opened a volume; its completions go to this queue.
+    pub(crate) fn opened(&self, queue: &Rc<CompletionQueue>) {
+        let mut queues = self.queues.borrow_mut();
+        queues.retain(|queue| queue.strong_count() > 0);
+        queues.push(Rc::downgrade(queue));
+    }
+
+    /// The clients that have a volume open are to go.
+    fn close_clients(&self) {
+        self.queues.borrow_mut().drain(..).filter_map(|queue| queue.upgrade()).for_each(|queue| queue.close());
     }
 
     /// Carries out a command.
@@ -199,21 +214,12 @@ impl Shared {
         self.notices.subscribe()
     }
 
-    /// This node's role.
-    pub(crate) fn role(&self) -> Role {
-        self.core.borrow().engine_status().role
-    }
-
-    /// True while clients have a volume open.
-    pub(crate) fn has_openers(&self) -> bool {
-        self.openers.borrow().values().any(|&count| count > 0)
-    }
-
     /// Ends the owner: disks are closed, sessions ended, requests and commands answered with an error. Returns when the address
     /// is free again. Meant for a resource that was demoted, disconnected and detached before.
     pub(crate) async fn stop(&self) {
         self.stopped.set(true);
         self.wake();
+        self.close_clients();
         let incoming = std::mem::take(&mut *self.inbox.borrow_mut());
         for item in incoming {
             if let Incoming::Request { token, completions, .. } = item {
@@ -254,6 +260,9 @@ impl Future for Owner {
             shared.waker.set(Some(context.waker().clone()));
             core.take_incoming(&mut shared.inbox.borrow_mut());
             let worked = core.round(context);
+            if core.take_role_change() && !report::is_openable(&core) {
+                shared.close_clients();
+            }
             if worked {
                 continue;
             }
@@ -267,9 +276,9 @@ impl Future for Owner {
             if timer.is_elapsed() || deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
-            match timer.as_mut().poll(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) => core.clock_ran(),
+            // When it fired, the next round finds out what for.
+            if timer.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
             }
         }
         context.waker().wake_by_ref();

@@ -266,11 +266,13 @@ impl Network {
         self.retry_at
     }
 
-    /// Tries again what did not work on this node.
-    pub(super) fn keep_connecting(&mut self, now: Time) {
-        if self.retry_at.is_some_and(|due| due <= now) {
+    /// Tries again what did not work on this node. True if it was time to: there may be a new endpoint to listen to.
+    pub(super) fn keep_connecting(&mut self, now: Time) -> bool {
+        let due = self.retry_at.is_some_and(|due| due <= now);
+        if due {
             self.connect(now);
         }
+        due
     }
 
     fn connect(&mut self, now: Time) {

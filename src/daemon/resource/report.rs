@@ -6,8 +6,7 @@ use std::net::SocketAddr;
 
 use qrbd_control::generations::{GenerationReport, PeerFlags, PeerGeneration, VolumeFlags};
 use qrbd_control::status::{
-    ConnectionState, ConnectionStatus, DeviceStatus, DiskState, HostAddress, PathStatus, PeerDeviceStatus,
-    ReplicationState, ResourceStatus, Role, SyncDetails, SyncKind,
+    ConnectionStatus, DeviceStatus, HostAddress, PathStatus, PeerDeviceStatus, ResourceStatus, SyncDetails, SyncKind,
 };
 use qrbd_disk::BlockDevice;
 use qrbd_engine::limits::MAX_REQUEST_BYTES;
@@ -208,10 +207,20 @@ pub(super) fn exports(core: &Core) -> Vec<ExportDescription> {
             minimum_block: alignment,
             preferred_block: PREFERRED_BLOCK_BYTES.max(alignment),
             maximum_block: MAX_REQUEST_BYTES,
-            openable: engine.role == state::Role::Primary,
+            openable: may_be_opened(engine.role),
         }
     };
     engine.volumes.iter().map(export).collect()
+}
+
+/// The one rule about opening that is not the engine's: clients are served where the role is Primary.
+fn may_be_opened(role: state::Role) -> bool {
+    role == state::Role::Primary
+}
+
+/// True if clients may have volumes open now.
+pub(super) fn is_openable(core: &Core) -> bool {
+    may_be_opened(core.engine_status().role)
 }
 
 /// `r0` for volume 0, `r0/1` for others.
@@ -225,6 +234,8 @@ fn small(count: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use qrbd_control::status::{ConnectionState, DiskState, ReplicationState, Role};
+
     use super::*;
 
     #[test]
