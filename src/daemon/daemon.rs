@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::handlers::Handlers;
 use crate::plan::ResourcePlan;
 use crate::resource::{KeySource, Shared};
+use crate::tcp_front::TcpFronts;
 use crate::volumes::Volumes;
 
 /// Where things are.
@@ -36,6 +37,7 @@ pub(crate) struct Daemon {
     key: KeySource,
     clock: Clock,
     reactor: UringReactor,
+    pub(crate) tcp_fronts: TcpFronts,
     locks: RefCell<HashMap<String, Rc<Mutex<()>>>>,
 }
 
@@ -52,6 +54,7 @@ impl Daemon {
             key: KeySource::new(key_file),
             clock: Clock::start(),
             reactor,
+            tcp_fronts: TcpFronts::default(),
             locks: RefCell::default(),
         }))
     }
@@ -93,6 +96,13 @@ impl Daemon {
         tokio::task::spawn_local(shared.owner());
         self.volumes.insert(&shared);
         Ok(shared)
+    }
+
+    /// Ends a resource.
+    pub(crate) async fn forget(&self, shared: &Shared) {
+        self.volumes.remove(&shared.name);
+        self.tcp_fronts.remove(&shared.name);
+        shared.stop().await;
     }
 
     /// The lock of a resource's structure.

@@ -1,7 +1,7 @@
 //! The QRBD daemon: a thin shell around the engine that does I/O and decides nothing.
 //!
 //! One process, one thread, one runtime: disk (io_uring), network (QUIC), NBD clients and the control socket are tasks beside one
-//! another, and each resource has one owner task that drives its engine (see [`resource`](self)).
+//! another, and each resource has one owner task that drives its engine.
 
 mod arguments;
 mod attach;
@@ -16,6 +16,7 @@ pub mod payload;
 mod plan;
 mod resource;
 mod service;
+mod tcp_front;
 pub mod volumes;
 
 pub use arguments::Arguments;

@@ -8,10 +8,8 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let arguments = qrbdd::Arguments::parse();
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .with_env_var("QRBD_LOG")
-        .from_env_lossy();
+    // What the transport says of sessions, each resource says in its own words.
+    let filter = EnvFilter::try_from_env("QRBD_LOG").unwrap_or_else(|_| EnvFilter::new("info,qrbd_transport=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -30,6 +30,8 @@ pub(crate) struct ResourcePlan {
     pub(crate) volumes: Vec<VolumePlan>,
     pub(crate) peers: Vec<PeerPlan>,
     pub(crate) handlers: Handlers,
+    /// Serve NBD on this TCP address too.
+    pub(crate) nbd_listen: Option<SocketAddr>,
     /// Longest run of a handler.
     pub(crate) handler_timeout: Duration,
 }
@@ -100,6 +102,7 @@ impl ResourcePlan {
             volumes,
             peers,
             handlers: resource.handlers.clone(),
+            nbd_listen: resource.options.nbd_listen,
             handler_timeout,
         })
     }

@@ -85,6 +85,10 @@ impl Volumes {
         self.resources.borrow_mut().remove(name);
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.resources.borrow().is_empty()
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<Rc<Shared>> {
         self.resources.borrow().get(name).cloned()
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use qrbd_control::{KernelError, Progress, Refusal, RefusalKind, Response, Target};
 use qrbd_engine::Command as Order;
-use qrbd_engine::state::{ConnectionState, DiskState};
+use qrbd_engine::state::{ConnectionState, DiskState, Role};
 use qrbd_engine::units::{NodeId, VolumeNumber};
 use tracing::{info, warn};
 
@@ -66,6 +66,11 @@ pub(crate) async fn up_one(daemon: &Rc<Daemon>, plan: ResourcePlan, progress: &P
         }
     };
     let mut first = None;
+    let mut hints = Vec::new();
+    if let Err(text) = daemon.tcp_fronts.place(&shared, plan.nbd_listen) {
+        warn!("{}: {text}", plan.name);
+        hints.push(format!("{}: {text}", plan.name));
+    }
     for volume in &plan.volumes {
         let diskless = shared.status().volumes.iter().any(|status| {
             status.number == volume.number && status.disk == DiskState::Diskless
@@ -78,7 +83,6 @@ pub(crate) async fn up_one(daemon: &Rc<Daemon>, plan: ResourcePlan, progress: &P
             }
         }
     }
-    let mut hints = Vec::new();
     for peer in &plan.peers {
         if connection(&shared, peer.node_id) == Some(ConnectionState::StandAlone) {
             let order = Order::Connect { peer: peer.node_id, discard_my_data: false };
@@ -108,13 +112,13 @@ async fn follow(daemon: &Rc<Daemon>, shared: Rc<Shared>, plan: &ResourcePlan) ->
         return Ok(Some(shared));
     }
     if !old.same_engine(plan) {
+        if shared.status().role == Role::Primary {
+            let why = "the changed options (volumes, peers, protocol, timeouts, split-brain policies, on-io-error) need the resource \
+                       to be taken down and up, which 'adjust' does not do to a Primary; nothing was changed";
+            return Err(Refusal::from(KernelError::ResourceInUse).with_detail(why));
+        }
         info!("{}: the changed options need the resource to be taken down and up", plan.name);
-        down_one(daemon, &shared).await.map_err(|refusal| {
-            let why = "the changed options (volumes, peers, protocol, timeouts, split-brain policies) need the resource to be \
-                       taken down and up, which is not possible now";
-            let detail = format!("{why}\n{}", refusal.detail);
-            refusal.with_detail(detail)
-        })?;
+        down_one(daemon, &shared).await?;
         return Ok(None);
     }
     let moved: Vec<_> = plan
@@ -249,8 +253,7 @@ async fn down_one(daemon: &Daemon, shared: &Rc<Shared>) -> Result<(), Refusal> {
         shared.command(Order::Detach { volume: volume.number, force: false }).await.map_err(refused)?;
     }
     info!("{}: down", plan.name);
-    daemon.volumes.remove(&plan.name);
-    shared.stop().await;
+    daemon.forget(shared).await;
     Ok(())
 }
 
@@ -260,7 +263,6 @@ pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>) {
         let held = matches!(refusal.kind, RefusalKind::StateChange(-12));
         let why = if held { "clients have it open" } else { &refusal.text };
         warn!("{}: left as it is: {why}", shared.name);
-        daemon.volumes.remove(&shared.name);
-        shared.stop().await;
+        daemon.forget(shared).await;
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::disks::{Disks, Target};
+use super::marks::Marks;
 use super::network::{KeySource, Network, ResourceEndpoint};
 use super::{Incoming, Shared};
 use crate::clock::Clock;
@@ -48,6 +49,7 @@ pub(crate) struct Core {
     incoming: Vec<Incoming>,
     completions: Vec<Completion>,
     role_changed: bool,
+    pub(super) marks: Marks,
 }
 
 impl Core {
@@ -77,6 +79,7 @@ impl Core {
             incoming: Vec::new(),
             completions: Vec::new(),
             role_changed: false,
+            marks: Marks::default(),
         }
     }
 
@@ -147,6 +150,10 @@ impl Core {
         if worked {
             while let Some(effect) = self.engine.poll() {
                 self.carry_out(now, effect);
+            }
+            if self.marks.are_due(now) {
+                let status = self.engine.status();
+                self.marks.set(now, &status);
             }
         }
         self.reactor.flush();
@@ -232,6 +239,7 @@ impl Core {
             Effect::Handler { name, peer, volume } => self.call_handler(name, peer, volume),
             Effect::Notice(notice) => {
                 self.log(&notice);
+                self.marks.notice(now, &notice);
                 self.role_changed |= matches!(notice, Notice::Role { .. });
                 // Nobody listens most of the time.
                 let _ = self.notices.send(notice);

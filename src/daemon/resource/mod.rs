@@ -7,6 +7,7 @@
 
 mod core;
 mod disks;
+mod marks;
 mod network;
 mod report;
 
@@ -234,7 +235,10 @@ impl Shared {
 
     /// A session that was to be closed has sent what it had to send.
     fn finish_close(&self, peer: NodeId, session: qrbd_transport::SessionId) {
-        self.core.borrow_mut().network.finish_close(peer, session);
+        let mut core = self.core.borrow_mut();
+        let now = core.now();
+        core.network.finish_close(now, peer, session);
+        drop(core);
         self.wake();
     }
 }

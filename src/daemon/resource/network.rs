@@ -36,6 +36,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds of the time that the last packets get to arrive: two round trips within them.
 const LAST_WORDS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(500)];
 
+/// Calls without a pause within [`REDIAL_WINDOW_MS`].
+const QUICK_REDIALS: usize = 3;
+/// See [`QUICK_REDIALS`].
+const REDIAL_WINDOW_MS: u64 = 10_000;
+
 /// An endpoint that carries the engine's frames.
 pub(crate) type ResourceEndpoint = Endpoint<EngineFrames, PooledAllocator>;
 
@@ -102,6 +107,8 @@ struct Peer {
     live: Option<Live>,
     trouble: Option<Trouble>,
     traffic: BTreeMap<VolumeNumber, Traffic>,
+    /// When it was called without a pause.
+    redials: Vec<Time>,
 }
 
 struct Bound {
@@ -135,6 +142,7 @@ impl Network {
             live: None,
             trouble: None,
             traffic: BTreeMap::new(),
+            redials: Vec::new(),
         };
         Network {
             resource: plan.name.clone(),
@@ -232,15 +240,33 @@ impl Network {
         });
     }
 
-    pub(super) fn finish_close(&mut self, node: NodeId, session: qrbd_transport::SessionId) {
+    pub(super) fn finish_close(&mut self, now: Time, node: NodeId, session: qrbd_transport::SessionId) {
         let Some(index) = self.index(node) else { return };
         let peer = &self.peers[index];
-        let Some(live) = peer.live.as_ref().filter(|live| live.handle.id() == session) else { return };
-        if peer.wanted {
-            live.handle.close("closed by the engine");
-        } else {
-            self.forget(index);
+        if peer.live.as_ref().is_none_or(|live| live.handle.id() != session) {
+            return;
         }
+        if !peer.wanted {
+            self.forget(index);
+        } else if self.quick_redial(now, index) {
+            // To the endpoint it is a new peer, which is called at once.
+            self.forget(index);
+            self.connect(now);
+        } else {
+            self.peers[index].live.as_ref().inspect(|live| live.handle.close("to be connected anew"));
+        }
+    }
+
+    /// True if a peer whose session was closed on purpose, to shake hands anew, may be called without a pause. Two nodes that never
+    /// agree must not do so in a loop.
+    fn quick_redial(&mut self, now: Time, index: usize) -> bool {
+        let redials = &mut self.peers[index].redials;
+        redials.retain(|&time| now.since(time) < REDIAL_WINDOW_MS);
+        let quick = redials.len() < QUICK_REDIALS;
+        if quick {
+            redials.push(now);
+        }
+        quick
     }
 
     /// Other addresses or another key count for the peer from now on.
@@ -417,7 +443,10 @@ impl Network {
             Told::Lost { peer, session, reason } => {
                 let index = self.index(engine_node(peer))?;
                 let live = self.peers[index].live.take_if(|live| live.handle.id() == session)?;
-                info!("{} {}: session over: {reason}", self.resource, self.peers[index].plan.name);
+                match &reason {
+                    TransportLoss::Closed(_) | TransportLoss::PeerRemoved => {}
+                    other => info!("{} {}: session over: {other}", self.resource, self.peers[index].plan.name),
+                }
                 if !self.peers[index].wanted {
                     self.forget(index);
                 }

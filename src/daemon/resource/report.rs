@@ -15,6 +15,7 @@ use qrbd_engine::units::{BLOCK_BYTES, NodeId, SECTOR_BYTES, Time};
 use qrbd_engine::{Progress, state};
 
 use super::core::Core;
+use super::marks::Since;
 use crate::volumes::ExportDescription;
 
 /// Bytes of DRBD's unit of sizes.
@@ -119,23 +120,28 @@ fn peer_device(core: &Core, peer: &PeerStatus, device: &EnginePeerDevice) -> Pee
         out_of_sync_kib: device.out_of_sync_bytes / KIB,
         pending: small(peer.log_entries),
         unacked: small(peer.received_operations),
-        sync: device.resync.map(|progress| sync_details(&progress, left_sectors, core.now())),
+        sync: device.resync.map(|progress| {
+            let now = core.now();
+            let marks = core.marks.since(peer.node_id, device.number, now, device.out_of_sync_bytes);
+            sync_details(&progress, left_sectors, now, marks)
+        }),
     }
 }
 
-/// The figures of a running resync. The speed is that since its start, given for both of DRBD's marks.
-fn sync_details(progress: &Progress, left_sectors: u64, now: Time) -> SyncDetails {
+/// The figures of a running resync. Before the first mark, what was done since the start stands for what was done since the marks.
+fn sync_details(progress: &Progress, left_sectors: u64, now: Time, marks: Option<([Since; 2], u64)>) -> SyncDetails {
     let total_sectors = progress.total_blocks * (BLOCK_BYTES / SECTOR_BYTES);
     let elapsed_ms = now.since(progress.started);
-    let done_sectors = total_sectors.saturating_sub(left_sectors);
+    let done = Since { milliseconds: elapsed_ms, bytes: total_sectors.saturating_sub(left_sectors) * SECTOR_BYTES };
+    let ([older, newer], paused_ms) = marks.unwrap_or(([done; 2], 0));
     SyncDetails {
         total_sectors,
         dt_start_ms: elapsed_ms,
-        paused_ms: 0,
-        dt0_ms: elapsed_ms,
-        db0_sectors: done_sectors,
-        dt1_ms: elapsed_ms,
-        db1_sectors: done_sectors,
+        paused_ms,
+        dt0_ms: older.milliseconds,
+        db0_sectors: older.bytes / SECTOR_BYTES,
+        dt1_ms: newer.milliseconds,
+        db1_sectors: newer.bytes / SECTOR_BYTES,
         want_kib_per_second: 0,
         kind: SyncKind::Resync { failed_sectors: 0, same_csum_sectors: 0 },
     }
@@ -257,8 +263,12 @@ mod tests {
     #[test]
     fn progress_becomes_sectors_and_milliseconds() {
         let progress = Progress { total_blocks: 100, started: Time(1_000), copied_blocks: 25 };
-        let details = sync_details(&progress, 75 * 8, Time(3_500));
+        let details = sync_details(&progress, 75 * 8, Time(3_500), None);
         assert_eq!((details.total_sectors, details.dt_start_ms, details.db1_sectors), (800, 2_500, 200));
+        let marks = [Since { milliseconds: 600, bytes: 4096 }, Since { milliseconds: 300, bytes: 512 }];
+        let details = sync_details(&progress, 75 * 8, Time(3_500), Some((marks, 7)));
+        assert_eq!((details.dt0_ms, details.db0_sectors, details.dt1_ms, details.db1_sectors), (600, 8, 300, 1));
+        assert_eq!(details.paused_ms, 7);
     }
 
     #[test]
