@@ -199,6 +199,17 @@ pub struct Knowledge {
     extents: Option<BTreeSet<u32>>,
 }
 
+impl std::fmt::Debug for Knowledge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let bits: Vec<u64> = self.image.bitmaps.iter().map(Bitmap::count).collect();
+        write!(
+            f,
+            "extents {:?}, {bits:?} bits, current {}, {:?}",
+            self.extents, self.image.superblock.current, self.image.superblock.flags
+        )
+    }
+}
+
 impl Knowledge {
     /// Of loaded metadata.
     #[must_use]

@@ -1,9 +1,11 @@
 //! One node: the process with its engine (which may be gone), the disks (which stay), and what the world knows of both.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use qrbd_engine::api::SessionId;
+use qrbd_engine::metadata::image::{MetadataImage, Step};
 
+use crate::administrator::Purpose;
 use crate::disk::Disk;
 use crate::engine_view::{NodeView, SimulatedEngine};
 use crate::network::NodeIndex;
@@ -35,6 +37,18 @@ pub struct DiskFaults {
     pub full: Micros,
 }
 
+/// An attach under way.
+pub struct Attaching {
+    /// The metadata, with the steps already applied.
+    pub image: MetadataImage,
+    /// Steps still to be carried out.
+    pub steps: VecDeque<Step>,
+    /// The step at the disk.
+    pub token: Option<u64>,
+    /// Why.
+    pub purpose: Purpose,
+}
+
 /// One volume of a node.
 pub struct NodeVolume {
     /// The backing disk.
@@ -47,6 +61,8 @@ pub struct NodeVolume {
     pub loss: Loss,
     /// The engine was given the disk.
     pub attached: bool,
+    /// The shell brings the metadata into order for an attach.
+    pub attaching: Option<Attaching>,
     /// Holds every completed write, as far as the cluster manager can know.
     pub current: bool,
 }

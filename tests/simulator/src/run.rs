@@ -1,8 +1,7 @@
 //! One run of a seed: a safety phase with faults, a liveness phase without, and the verdict.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use crate::checkers::Violation;
+use crate::panics::while_caught;
 use crate::settings::Settings;
 use crate::world::{Figures, World};
 
@@ -29,17 +28,10 @@ pub fn run_seed(seed: u64, print: bool) -> Outcome {
     if print {
         println!("{:#?}", world.settings);
     }
-    let panicked = catch_unwind(AssertUnwindSafe(|| drive(&mut world))).err();
-    if let Some(panic) = panicked {
-        let text = panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-            .unwrap_or_else(|| "panic".into());
-        let place = crate::panics::last_place();
+    if let Err(text) = while_caught(|| drive(&mut world)) {
         world.violation = Some(Violation {
             checker: "panic",
-            text: format!("{text} at {place}"),
+            text,
             at: world.now,
         });
     }

@@ -157,9 +157,9 @@ impl Settings {
             nodes: 2,
             protocol,
             volumes: vec![VolumeSettings {
-                data_bytes: 40 << 20,
+                data_bytes: 48 << 20,
                 internal: vec![false; 2],
-                al_extents: 7,
+                al_extents: 9,
             }],
             beginning: Beginning::SkipInitialSync,
             reckless: false,
@@ -184,7 +184,7 @@ impl Settings {
 
 impl VolumeSettings {
     fn random(random: &mut Random) -> VolumeSettings {
-        let mut data_bytes = random.between(9, 16) * (4 << 20);
+        let mut data_bytes = random.between(12, 20) * (4 << 20);
         let internal: Vec<bool> = (0..2).map(|_| random.chance(400)).collect();
         match random.below(4) {
             0 => data_bytes += 4096 * random.between(1, 1000),
@@ -195,7 +195,7 @@ impl VolumeSettings {
         VolumeSettings {
             data_bytes,
             internal,
-            al_extents: random.between(7, 9) as u32,
+            al_extents: random.between(9, 11) as u32,
         }
     }
 }

@@ -108,6 +108,13 @@ impl World {
         let (node, volume) = (request.node, request.volume);
         let here = view.volumes[volume].disk == DiskState::UpToDate;
         let mut good_copies = 0;
+        if matches!(
+            view.volumes[volume].disk,
+            DiskState::Failed | DiskState::Detaching
+        ) {
+            // It leaves, but it was UpToDate when the write landed.
+            good_copies += usize::from(self.holds(node, request, range, now).is_ok());
+        }
         if here {
             match self.holds(node, request, range, now) {
                 Ok(()) => good_copies += 1,

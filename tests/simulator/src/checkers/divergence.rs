@@ -16,6 +16,7 @@ use crate::stamps::{Sector, sectors};
 use crate::world::{RequestKind, World};
 
 /// What one side knows of the differences to another.
+#[derive(Debug)]
 enum Side {
     Metadata(Rc<Knowledge>),
     Memory(Bits),
@@ -88,8 +89,8 @@ impl World {
                     && !self.is_being_written(volume, sector)
                 {
                     let text = format!(
-                        "v{volume} sector {sector} (block {}, extent {}) differs, n{node} has {}, n{peer} has {}, and neither side \
-                         knows after they lost contact",
+                        "v{volume} sector {sector} (block {}, extent {}) differs, n{node} has {}, n{peer} has {}, and neither side knows after they lost \
+                         contact; n{node} knows {mine:?}, n{peer} knows {theirs:?}",
                         sector / 8,
                         sector / 8192,
                         self.name(here),

@@ -1,0 +1,226 @@
+//! Processes of nodes: their start, their end, and taking disks into use.
+//!
+//! An attach is the shell's work until the engine gets the image: the metadata are read, brought into order after a crash, and a fresh
+//! activity log is laid, one step after the other; a crash may come between any two of them.
+
+use qrbd_engine::Engine;
+use qrbd_engine::api::{Command, LossReason};
+use qrbd_engine::config::{EngineConfig, PeerConfig, VolumeConfig};
+use qrbd_engine::metadata::image::Step;
+use qrbd_engine::units::Time;
+
+use crate::administrator::Purpose;
+use crate::disk::{Job, View};
+use crate::engine_view::NodeView;
+use crate::network::{EndState, NodeIndex};
+use crate::node::{Attaching, Loss, Process};
+use crate::queue::{MILLISECOND, SECOND};
+use crate::world::{Occurrence, RequestKind, World, node_id, volume_number};
+
+impl World {
+    /// Starts the process of a node: it attaches its disks and connects.
+    pub fn start(&mut self, node: NodeIndex) {
+        self.nodes[node].start_scheduled = false;
+        if self.nodes[node].process.is_some() {
+            return;
+        }
+        self.boot(node);
+        for volume in 0..self.settings.volumes.len() {
+            self.attach(node, volume, Purpose::Start);
+        }
+        for peer in 0..self.settings.nodes {
+            if peer != node && self.manager.wants_connection(node) {
+                let command = Command::Connect {
+                    peer: node_id(peer),
+                    discard_my_data: false,
+                };
+                self.command(node, command, Purpose::Start);
+            }
+        }
+    }
+
+    /// Starts the process of a node and nothing else.
+    pub fn boot(&mut self, node: NodeIndex) {
+        let nodes = self.settings.nodes;
+        let mut config = EngineConfig {
+            node_id: node_id(node),
+            seed: [self.random.bits(), self.random.bits()],
+            volumes: Vec::new(),
+            peers: Vec::new(),
+        };
+        for (volume, settings) in self.settings.volumes.iter().enumerate() {
+            let mut volume = VolumeConfig::new(volume_number(volume));
+            volume.al_extents = settings.al_extents;
+            config.volumes.push(volume);
+        }
+        for peer in (0..nodes).filter(|&peer| peer != node) {
+            let mut peer = PeerConfig::new(node_id(peer));
+            peer.protocol = self.settings.protocol;
+            peer.policies = self.settings.policies.clone();
+            peer.ping_interval = 2000;
+            peer.ping_timeout = 500;
+            peer.timeout = 1000;
+            peer.ko_count = 3;
+            peer.max_in_flight_bytes = 1 << 20;
+            peer.resync_window_bytes = 1 << 20;
+            config.peers.push(peer);
+        }
+        let engine = Engine::new(config, Time(self.now / MILLISECOND));
+        let view = NodeView::of(&engine, nodes);
+        let state = &mut self.nodes[node];
+        state.incarnation += 1;
+        state.view = Some(view.clone());
+        state.process = Some(Process {
+            engine,
+            view,
+            wants: vec![false; nodes],
+            sessions: vec![None; nodes],
+            tick_at: None,
+            ticks_in_place: 0,
+            disk_operations: 0,
+        });
+        self.trace.mix(&[self.now, node as u64, 1]);
+        self.trace
+            .line(self.now, || format!("n{node} process starts"));
+        self.arm(node);
+    }
+
+    /// The process of a node ends at once; with a power loss its disks lose what was not durable.
+    pub fn crash(&mut self, node: NodeIndex, power: bool) {
+        if self.nodes[node].process.take().is_none() && !power {
+            return;
+        }
+        self.figures.crashes += 1;
+        self.trace
+            .mix(&[self.now, node as u64, 2, u64::from(power)]);
+        self.trace.line(self.now, || {
+            format!("n{node} {}", if power { "POWER LOSS" } else { "KILLED" })
+        });
+        self.nodes[node].serving = false;
+        for volume in 0..self.settings.volumes.len() {
+            let mut changed = std::mem::take(&mut self.scratch);
+            let state = &mut self.nodes[node].volumes[volume];
+            if power {
+                state.disk.power_loss(&mut self.disk_random, &mut changed);
+            } else {
+                state.disk.process_ends(&mut self.disk_random, &mut changed);
+            }
+            state.loss = state
+                .loss
+                .max(if power { Loss::Power } else { Loss::Process });
+            state.attached = false;
+            state.attaching = None;
+            self.sectors_changed(node, volume, &mut changed);
+            self.scratch = changed;
+        }
+        self.end_requests_of(node);
+        self.commands.retain(|_, command| command.node != node);
+        for connection in self.live.clone() {
+            let shell = &mut self.connections[connection];
+            let Some(end) = shell
+                .ends
+                .iter()
+                .position(|end| end.node == node && end.state != EndState::Gone)
+            else {
+                continue;
+            };
+            shell.ends[end].state = EndState::Gone;
+            if !shell.dead {
+                shell.die(&mut self.network_random);
+            }
+            self.lose_later(
+                connection,
+                1 - end,
+                LossReason::NetworkFailure,
+                (MILLISECOND, 3 * SECOND),
+            );
+        }
+        self.manager.node_crashed(node);
+        self.check_after_crash(node);
+    }
+
+    pub(crate) fn end_requests_of(&mut self, node: NodeIndex) {
+        let now = self.tick_moment();
+        let gone: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.node == node)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in gone {
+            let request = self.requests.remove(&id).expect("it is in the list");
+            if let RequestKind::Write { number, range, .. } = request.kind {
+                self.branches[request.branch].end(number, range, false, false, now);
+            }
+        }
+    }
+
+    /// Takes the disk of a volume into use: reads its metadata, brings them into order, and gives them to the engine.
+    pub fn attach(&mut self, node: NodeIndex, volume: usize, purpose: Purpose) {
+        let state = &self.nodes[node].volumes[volume];
+        if state.attached || state.attaching.is_some() || self.nodes[node].process.is_none() {
+            return;
+        }
+        let mut image = match state.disk.load(View::Cached) {
+            Ok(image) => image,
+            Err(error) => {
+                return self.fail(
+                    "metadata",
+                    format!("n{node} v{volume}: metadata does not open: {error}"),
+                );
+            }
+        };
+        self.check_loaded(node, volume, &image);
+        let (_, steps) = image.start_log_steps(self.settings.volumes[volume].al_extents);
+        let attaching = Attaching {
+            image,
+            steps: steps.into(),
+            token: None,
+            purpose,
+        };
+        self.nodes[node].volumes[volume].attaching = Some(attaching);
+        let incarnation = self.nodes[node].incarnation;
+        self.attach_step(node, incarnation, volume);
+    }
+
+    pub(crate) fn attach_step(&mut self, node: NodeIndex, incarnation: u64, volume: usize) {
+        if self.nodes[node].incarnation != incarnation {
+            return;
+        }
+        let state = &mut self.nodes[node].volumes[volume];
+        let Some(attaching) = &mut state.attaching else {
+            return;
+        };
+        if let Some(token) = attaching.token.take() {
+            state
+                .disk
+                .finish(token, &mut self.disk_random, &mut Vec::new());
+        }
+        let Some(step) = attaching.steps.pop_front() else {
+            let attaching = state.attaching.take().expect("it was there");
+            state.attached = true;
+            let command = Command::Attach {
+                volume: volume_number(volume),
+                image: Box::new(attaching.image),
+            };
+            self.command(node, command, attaching.purpose);
+            return;
+        };
+        let job = match step {
+            Step::Write { offset, bytes } => Job::MetadataWrite(offset, bytes),
+            Step::Flush => Job::MetadataFlush,
+        };
+        attaching.token = Some(state.disk.submit(job.clone()));
+        self.check_job(node, volume, &job);
+        let (least, most) = self.settings.disk_delay;
+        let delay = self.disk_random.delay(least, most);
+        self.schedule(
+            delay,
+            Occurrence::Attach {
+                node,
+                incarnation,
+                volume,
+            },
+        );
+    }
+}
