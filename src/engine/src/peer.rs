@@ -69,6 +69,8 @@ pub struct Progress {
 #[derive(Debug)]
 pub(crate) struct TargetOperation<P> {
     pub id: u64,
+    /// Place in the order of arrival.
+    pub arrival: u64,
     pub volume: usize,
     pub range: ByteRange,
     /// `None`: zeroes.
@@ -81,12 +83,13 @@ pub(crate) struct TargetOperation<P> {
 /// Resync of one volume, this node is the target.
 #[derive(Debug, Default)]
 pub(crate) struct ResyncTarget {
-    /// Operations received and not ended, by number.
+    /// Operations received and not ended, by their place in the order of arrival.
     pub pending: BTreeSet<u64>,
-    pub last_id: u64,
+    /// Operations received.
+    pub arrivals: u64,
     /// Blocks written since the last flush.
     pub written: Vec<Range<u64>>,
-    /// A flush the source asked for, with the last operation it covers.
+    /// A flush the source asked for, with the last arrival it covers.
     pub flush_wanted: Option<(u64, u64)>,
     /// The local flush that runs for it, with the blocks it covers.
     pub flushing: Option<(u64, Vec<Range<u64>>)>,

@@ -412,10 +412,11 @@ impl<P: Payload> Engine<P> {
                 self.write_failed(v, error);
             }
         }
-        if self.requests[key].fua && !self.requests[key].local_durable {
-            if self.requests[key].local == Local::Done && self.volumes[v].usable() {
+        // Giving up the disk may have ended the request.
+        let Some(request) = self.requests.get(key) else { return };
+        if request.fua && !request.local_durable {
+            if request.local == Local::Done && self.volumes[v].usable() {
                 self.join_flush(v, key);
-                // The lock is not needed for the flush.
             } else {
                 return self.durable_at_peers_instead(key);
             }

@@ -414,22 +414,20 @@ impl<P: Payload> Engine<P> {
             return Err("more resync data than agreed");
         }
         let Some(session) = self.peers[p].session else { return Ok(()) };
-        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Err("resync data outside of a resync") };
-        if id <= target.last_id {
-            return Err("resync data out of order");
-        }
-        target.last_id = id;
         // A client of this node writes there: the source will have that write and send the block again.
         if self.volumes[v].intervals.overlaps_kind(range, IntervalKind::Application) {
             self.send(p, Message::ResyncAck { volume: number, id, outcome: ResyncOutcome::Retry });
             return Ok(());
         }
-        target.pending.insert(id);
+        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Err("resync data outside of a resync") };
+        target.arrivals += 1;
+        let arrival = target.arrivals;
+        target.pending.insert(arrival);
         let entry = self.peers[p].resync_writes.vacant_entry();
         let key = entry.key();
         let owner = Owner::ResyncWrite { peer: p, key };
         let (lock, free) = self.volumes[v].intervals.insert(range, IntervalKind::Resync, owner);
-        entry.insert(TargetOperation { id, volume: v, range, payload, lock, session, started: false });
+        entry.insert(TargetOperation { id, arrival, volume: v, range, payload, lock, session, started: false });
         if free {
             self.resync_write_unblocked(p, key);
         }
@@ -452,14 +450,14 @@ impl<P: Payload> Engine<P> {
     }
 
     pub(crate) fn resync_write_done(&mut self, p: usize, key: usize, result: Result<(), IoError>) {
-        let TargetOperation { id, volume: v, range, lock, session, .. } = self.peers[p].resync_writes.remove(key);
+        let TargetOperation { id, arrival, volume: v, range, lock, session, .. } = self.peers[p].resync_writes.remove(key);
         self.volumes[v].intervals.remove(lock);
         let volume = self.volumes[v].number;
         let size = self.volumes[v].size;
         let current = self.peers[p].session == Some(session);
         if current {
             if let Some(target) = self.peers[p].devices[v].target.as_mut() {
-                target.pending.remove(&id);
+                target.pending.remove(&arrival);
                 if result.is_ok() {
                     let blocks = range.blocks_covered(size);
                     target.progress.copied_blocks += blocks.end - blocks.start;
@@ -478,11 +476,10 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn resync_flush_received(&mut self, p: usize, number: VolumeNumber, id: u64) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
         let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Err("a flush outside of a resync") };
-        if target.flush_wanted.is_some() || target.flushing.is_some() || id <= target.last_id {
-            return Err("a resync flush out of order");
+        if target.flush_wanted.is_some() || target.flushing.is_some() {
+            return Err("a resync flush before the last one was answered");
         }
-        target.flush_wanted = Some((id, target.last_id));
-        target.last_id = id;
+        target.flush_wanted = Some((id, target.arrivals));
         self.try_target_flush(p, v);
         Ok(())
     }
