@@ -78,9 +78,8 @@ impl Export for OpenVolume {
         self.completions().poll_take(context, target)
     }
 
-    // Sessions of a volume that is taken away end with their next request, which fails as not Primary.
     fn is_closed(&self) -> bool {
-        false
+        self.completions().is_closed()
     }
 
     // What the disks can do is not part of the description; refusing a fast zero is always right.

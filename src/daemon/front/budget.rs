@@ -21,10 +21,6 @@ impl Budget {
         }
     }
 
-    pub fn used(&self) -> u64 {
-        self.used.get()
-    }
-
     /// Whether `bytes` fit; if not, the task is woken when some were given back.
     pub fn has_room(&self, context: &mut Context<'_>, bytes: u64) -> bool {
         let fits = bytes == 0 || self.used.get() + bytes <= self.limit;

@@ -47,10 +47,6 @@ impl InFlight {
         self.free.len() == self.slots.len()
     }
 
-    pub fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-
     /// A request that the engine takes in one piece.
     pub fn begin(&mut self, request: Request) -> u64 {
         let end = request.end();

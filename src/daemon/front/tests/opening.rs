@@ -5,12 +5,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use qrbd_nbd::client::{ClientOptions, encode_option};
-use qrbd_nbd::protocol::{option, option_reply};
+use qrbd_nbd::protocol::{command, option, option_reply};
 use qrbd_nbd::{ClientError, TransmissionFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::spawn_local;
 
 use super::support::*;
-use crate::front::{Limits, bind_unix};
+use crate::front::{Limits, bind_unix, serve_tcp};
 
 #[test]
 fn description_offers_every_flag_and_the_disk_alignment() {
@@ -194,6 +197,31 @@ fn connections_above_the_limit_are_closed_and_room_is_reused() {
         drop(first);
         until(|| volume.openers.get() == 1).await;
         server.client("r0").await;
+    });
+}
+
+#[test]
+fn tcp_clients_are_served_as_local_ones_are() {
+    run(async {
+        let volume = FakeVolume::new(1 << 20);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let exports = FakeExports(vec![("r0", Rc::clone(&volume))]);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = spawn_local(serve_tcp(exports, listener, async move {
+            let _ = stopped.await;
+        }));
+        let stream = TcpStream::connect(address).await.unwrap();
+        let client = TestClient::connect(stream, "r0", ClientOptions::default()).await;
+        let mut client = client.unwrap();
+        client.send_write(1, 4096, &[8; 128 << 10], false).await;
+        client.receive_ok(1).await;
+        client.send(command::READ, 0, 2, 4096, 128 << 10).await;
+        assert!(client.receive_ok(2).await.data == [8; 128 << 10]);
+        stop.send(()).unwrap();
+        assert!(client.receive().await.is_none());
+        server.await.unwrap();
+        assert_eq!(volume.openers.get(), 0);
     });
 }
 

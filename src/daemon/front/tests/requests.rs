@@ -97,7 +97,7 @@ fn many_requests_in_one_piece_are_all_answered() {
             bytes.extend([index as u8; 4096]);
         }
         client.stream.write_all(&bytes).await.unwrap();
-        let mut seen = vec![false; 200];
+        let mut seen = [false; 200];
         for _ in 0..200 {
             let reply = client.receive().await.unwrap();
             assert_eq!(reply.result, Ok(()));

@@ -16,7 +16,7 @@ use qrbd_nbd::client::{
 };
 use qrbd_nbd::protocol::{command, command_flag};
 use qrbd_nbd::{ClientError as NbdError, Cookie};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet, spawn_local, yield_now};
@@ -45,10 +45,12 @@ pub struct FakeVolume {
     /// Kind, offset, length and FUA of every request.
     pub log: RefCell<Vec<(&'static str, u64, u32, bool)>>,
     pub most_waiting: Cell<usize>,
-    waiting: RefCell<VecDeque<(u64, Operation<EnginePayload>, Rc<FakeQueue>)>>,
+    waiting: RefCell<VecDeque<Waiting>>,
     queues: RefCell<Vec<Rc<FakeQueue>>>,
     pub pool: Pool,
 }
+
+type Waiting = (u64, Operation<EnginePayload>, Rc<FakeQueue>);
 
 #[derive(Default)]
 struct FakeQueue {
@@ -308,17 +310,17 @@ impl Server {
     }
 }
 
-pub struct TestClient {
-    pub stream: UnixStream,
+pub struct TestClient<S = UnixStream> {
+    pub stream: S,
     pub negotiated: Negotiated,
     decoder: ReplyDecoder,
     buffer: Vec<u8>,
     at: usize,
 }
 
-impl TestClient {
+impl<S: AsyncRead + AsyncWrite + Unpin> TestClient<S> {
     pub async fn connect(
-        mut stream: UnixStream,
+        mut stream: S,
         export: &str,
         options: ClientOptions,
     ) -> Result<Self, NbdError> {
