@@ -57,6 +57,8 @@ pub struct Manager {
     phase: Phase,
     /// The first node.
     first: NodeIndex,
+    /// The first data come from a forced promotion.
+    forces: bool,
     /// The last node that was promoted.
     pub holder: Option<NodeIndex>,
     /// The last Primary left its role in good order.
@@ -86,6 +88,7 @@ impl Manager {
             random,
             phase: Phase::Beginning,
             first,
+            forces: settings.beginning == Beginning::ForcePrimary,
             holder: None,
             graceful: false,
             forced_apart: false,
@@ -119,7 +122,12 @@ impl Manager {
             | Phase::Demoting(who)
                 if who == node =>
             {
-                self.phase = Phase::Vacant;
+                let unborn = self.holder.is_none() && self.forces;
+                self.phase = if unborn {
+                    Phase::Beginning
+                } else {
+                    Phase::Vacant
+                };
                 self.graceful = false;
             }
             _ => {}
@@ -234,8 +242,15 @@ impl World {
         })
     }
 
+    fn is_connected_to_all(&self, node: NodeIndex) -> bool {
+        (0..self.settings.nodes).all(|peer| peer == node || self.nodes[node].connected(peer))
+    }
+
     fn vacant_step(&mut self) {
-        if self.now < self.manager.wait_until {
+        // A split brain is settled first.
+        let apart = self.settings.reckless && self.manager.healing && self.manager.victim.is_some();
+        let settled = !apart || (0..self.settings.nodes).all(|node| self.is_connected_to_all(node));
+        if self.now < self.manager.wait_until || !settled {
             return;
         }
         let eligible: Vec<NodeIndex> = (0..self.settings.nodes)
@@ -397,12 +412,20 @@ impl World {
             return;
         };
         for volume in 0..self.settings.volumes.len() {
-            for other in 0..self.settings.nodes {
-                self.nodes[other].volumes[volume].current = if other == node {
-                    view.volumes[volume].disk == DiskState::UpToDate
-                } else {
-                    view.in_sync_with(other, volume)
-                };
+            let current: Vec<bool> = (0..self.settings.nodes)
+                .map(|other| {
+                    if other == node {
+                        view.volumes[volume].disk == DiskState::UpToDate
+                    } else {
+                        view.in_sync_with(other, volume)
+                    }
+                })
+                .collect();
+            // Without a good copy within reach nothing is completed: whoever was current stays so.
+            if current.contains(&true) {
+                for (other, current) in current.into_iter().enumerate() {
+                    self.nodes[other].volumes[volume].current = current;
+                }
             }
         }
     }
@@ -614,6 +637,22 @@ impl World {
             },
             Purpose::Heal,
         );
+    }
+
+    /// What the manager waits for, for reports.
+    #[must_use]
+    pub fn manager_state(&self) -> String {
+        let current = |volume: usize| -> Vec<bool> {
+            self.nodes
+                .iter()
+                .map(|node| node.volumes[volume].current)
+                .collect()
+        };
+        let current: Vec<Vec<bool>> = (0..self.settings.volumes.len()).map(current).collect();
+        format!(
+            "manager {:?}, last Primary {:?}, current {current:?}",
+            self.manager.phase, self.manager.holder
+        )
     }
 
     /// True when the run may end: nothing is unfinished, and one node serves.

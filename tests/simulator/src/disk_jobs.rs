@@ -175,6 +175,12 @@ impl World {
             let stamp = self.nodes[node].volumes[volume]
                 .disk
                 .sector(sector, View::Cached);
+            if self.trace.watch == Some((volume, sector)) {
+                let text = self.name(stamp);
+                self.trace.line(self.now, || {
+                    format!("n{node} v{volume} sector {sector} now holds {text}")
+                });
+            }
             let differs = self
                 .nodes
                 .iter()

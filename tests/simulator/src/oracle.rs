@@ -174,6 +174,13 @@ impl Branch {
         }
     }
 
+    /// The only good copy lost power: what no flush had made durable may be gone, whatever the clients were told.
+    pub fn lose_unflushed(&mut self) {
+        for entry in self.entries.values_mut().flatten() {
+            entry.certain &= entry.durable;
+        }
+    }
+
     /// Values that a sector may have at a moment after `after`.
     pub fn allowed(&self, sector: Sector, standard: Standard, after: Moment) -> Vec<Stamp> {
         let Some(entries) = self.entries.get(&sector) else {

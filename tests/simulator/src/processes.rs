@@ -114,6 +114,9 @@ impl World {
             self.scratch = changed;
         }
         self.end_requests_of(node);
+        if power {
+            self.lose_unflushed_of(node);
+        }
         self.commands.retain(|_, command| command.node != node);
         for connection in self.live.clone() {
             let shell = &mut self.connections[connection];
@@ -137,6 +140,21 @@ impl World {
         }
         self.manager.node_crashed(node);
         self.check_after_crash(node);
+    }
+
+    /// A power loss of the only node that held everything takes what no flush covered.
+    fn lose_unflushed_of(&mut self, node: NodeIndex) {
+        for volume in 0..self.settings.volumes.len() {
+            let held_elsewhere = self.nodes.iter().enumerate().any(|(other, state)| {
+                other != node
+                    && state.volumes[volume].current
+                    && state.volumes[volume].loss != Loss::Power
+            });
+            if self.nodes[node].volumes[volume].current && !held_elsewhere {
+                let branch = self.nodes[node].volumes[volume].branch;
+                self.branches[branch].lose_unflushed();
+            }
+        }
     }
 
     pub(crate) fn end_requests_of(&mut self, node: NodeIndex) {

@@ -20,11 +20,12 @@ pub struct Outcome {
     pub checks: std::collections::BTreeMap<&'static str, u64>,
 }
 
-/// Runs a seed; with `print` the trace goes to standard output.
+/// Runs a seed; with `print` the trace goes to standard output, with the changes of the sector `watch` of a volume.
 #[must_use]
-pub fn run_seed(seed: u64, print: bool) -> Outcome {
+pub fn run_seed(seed: u64, print: bool, watch: Option<(usize, u64)>) -> Outcome {
     let mut world = World::new(Settings::of_seed(seed));
     world.trace.print = print;
+    world.trace.watch = watch;
     if print {
         println!("{:#?}", world.settings);
     }
@@ -65,7 +66,7 @@ fn drive(world: &mut World) {
         if world.now >= end {
             let what = world
                 .unfinished()
-                .unwrap_or_else(|| "no node became Primary".into());
+                .unwrap_or_else(|| format!("no node serves: {}", world.manager_state()));
             world.fail(
                 "convergence",
                 format!(

@@ -7,6 +7,8 @@ use crate::queue::Micros;
 pub struct Trace {
     /// Print lines as they come.
     pub print: bool,
+    /// A sector whose changes are printed: volume, sector.
+    pub watch: Option<(usize, u64)>,
     /// Keep lines.
     pub keep: bool,
     /// Kept lines.

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use qrbd_simulator::run::{Outcome, run_seed};
 
 const USAGE: &str = "usage:
-  simulate --seed N [--trace]
+  simulate --seed N [--trace] [--watch VOLUME:SECTOR]
   simulate --seeds COUNT [--from N] [--minutes M] [--jobs J] [--stop-at-first] [--figures]";
 
 struct Options {
     seed: Option<u64>,
     trace: bool,
+    watch: Option<(usize, u64)>,
     seeds: u64,
     from: u64,
     minutes: Option<f64>,
@@ -25,6 +26,7 @@ fn options() -> Result<Options, String> {
     let mut options = Options {
         seed: None,
         trace: false,
+        watch: None,
         seeds: 0,
         from: 1,
         minutes: None,
@@ -50,6 +52,11 @@ fn options() -> Result<Options, String> {
             "--minutes" => options.minutes = Some(number(&value()?)?),
             "--jobs" => options.jobs = number::<usize>(&value()?)?.max(1),
             "--trace" => options.trace = true,
+            "--watch" => {
+                let text = value()?;
+                let (volume, sector) = text.split_once(':').ok_or("--watch needs VOLUME:SECTOR")?;
+                options.watch = Some((number(volume)?, number(sector)?));
+            }
             "--stop-at-first" => options.stop_at_first = true,
             "--figures" => options.figures = true,
             other => return Err(format!("unknown argument '{other}'")),
@@ -93,8 +100,8 @@ fn main() {
 }
 
 fn one(seed: u64, options: &Options) -> bool {
-    let outcome = run_seed(seed, options.trace);
-    let again = run_seed(seed, false);
+    let outcome = run_seed(seed, options.trace, options.watch);
+    let again = run_seed(seed, false, None);
     println!("seed {seed}: {:?}", outcome.figures);
     println!("checks: {:?}; trace {:016x}", outcome.checks, outcome.hash);
     let mut passed = report(&outcome);
@@ -140,9 +147,9 @@ fn many(options: &Options) -> bool {
                         return;
                     }
                     let seed = options.from + index;
-                    let outcome = run_seed(seed, false);
+                    let outcome = run_seed(seed, false, None);
                     // Every hundredth seed runs twice: same seed, same trace.
-                    let same = index % 100 != 0 || run_seed(seed, false).hash == outcome.hash;
+                    let same = index % 100 != 0 || run_seed(seed, false, None).hash == outcome.hash;
                     if sender.send((outcome, same)).is_err() {
                         return;
                     }

@@ -127,7 +127,9 @@ impl World {
             }
         }
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
-            let in_sync = view.in_sync_with(peer, volume);
+            // A SyncTarget's source counts as well.
+            let in_sync = view.mirrors_to(peer, volume)
+                && view.peer_disk(peer, volume) == DiskState::UpToDate;
             if !self.peer_is_the_same(node, peer) {
                 // It crashed, and this node was not told yet.
                 good_copies += usize::from(in_sync);
@@ -201,17 +203,16 @@ impl World {
         if here {
             where_to_look.push(node);
         }
+        // A disk that left in this very step took the flushed data with it.
+        let leaving = request_disk_is_durable(self, request, range);
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
-            let wanted = self.settings.protocol == Protocol::C || !here;
+            let wanted = self.settings.protocol == Protocol::C || !(here || leaving);
             if wanted && view.in_sync_with(peer, volume) && self.peer_is_the_same(node, peer) {
                 where_to_look.push(peer);
             }
         }
         let branch = &self.branches[request.branch];
-        let covered: Vec<Sector> = match range {
-            Some(range) => sectors(range).collect(),
-            None => branch.entries.keys().copied().collect(),
-        };
+        let covered = covered(self, request, range);
         for holder in where_to_look {
             let disk = &self.nodes[holder].volumes[volume].disk;
             let bad = covered.iter().find(|&&sector| {
@@ -271,6 +272,12 @@ impl World {
             .is_some_and(|knowledge| knowledge.marked(node, sector) || knowledge.logged(sector))
     }
 
+    fn is_being_demoted(&self, node: NodeIndex) -> bool {
+        self.commands
+            .values()
+            .any(|command| command.node == node && command.text.starts_with("Demote"))
+    }
+
     fn check_error(&mut self, id: u64, request: &OpenRequest, error: ClientError, view: &NodeView) {
         let (node, volume) = (request.node, request.volume);
         let ill = |node: NodeIndex| {
@@ -286,7 +293,7 @@ impl World {
                 .any(|until| until > 0 && until + 20 * SECOND > self.now)
         };
         let excuse = match error {
-            ClientError::NotPrimary => view.role != Role::Primary,
+            ClientError::NotPrimary => view.role != Role::Primary || self.is_being_demoted(node),
             ClientError::OutOfRange => false,
             ClientError::NoSpace => (0..self.settings.nodes).any(ill),
             ClientError::Io => {
@@ -297,7 +304,9 @@ impl World {
                         && view.peer_disk(peer, volume) == DiskState::UpToDate
                         && !ill(peer)
                 });
-                view.role != Role::Primary || (!good_here && !good_there)
+                view.role != Role::Primary
+                    || self.is_being_demoted(node)
+                    || (!good_here && !good_there)
             }
         };
         if !excuse {
@@ -308,4 +317,28 @@ impl World {
             self.fail("acknowledgement", text);
         }
     }
+}
+
+fn covered(world: &World, request: &OpenRequest, range: Option<ByteRange>) -> Vec<Sector> {
+    match range {
+        Some(range) => sectors(range).collect(),
+        None => world.branches[request.branch]
+            .entries
+            .keys()
+            .copied()
+            .collect(),
+    }
+}
+
+fn request_disk_is_durable(world: &World, request: &OpenRequest, range: Option<ByteRange>) -> bool {
+    let branch = &world.branches[request.branch];
+    let disk = &world.nodes[request.node].volumes[request.volume].disk;
+    covered(world, request, range).into_iter().all(|sector| {
+        branch.allows(
+            sector,
+            disk.sector(sector, View::Durable),
+            Standard::Flushed,
+            0,
+        )
+    })
 }

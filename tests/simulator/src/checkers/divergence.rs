@@ -123,9 +123,10 @@ impl World {
                 .iter()
                 .map(|&live| &self.connections[live])
                 .all(|connection| {
+                    // A death that an end does not know of is no rest either.
                     (0..2).all(|end| {
                         connection.ends[end].state != EndState::Up
-                            || connection.pending_to(end) == 0
+                            || (connection.pending_to(end) == 0 && !connection.dead)
                     })
                 })
     }
