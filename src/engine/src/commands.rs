@@ -183,7 +183,8 @@ impl<P: Payload> Engine<P> {
         if !primary {
             volume.size = size;
         }
-        volume.attached_anew = primary && connected;
+        volume.attached_anew = Some(state).filter(|_| primary && connected);
+        let state = if primary && connected { DiskState::Negotiating } else { state };
         volume.backing = Some(Backing {
             layout: image.layout.clone(),
             superblock,

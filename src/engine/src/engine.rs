@@ -221,6 +221,9 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn set_role(&mut self, to: Role, rule: &'static str) {
         if self.role != to {
             let from = core::mem::replace(&mut self.role, to);
+            for volume in &mut self.volumes {
+                volume.exposed = Generation::NONE;
+            }
             self.effects.push_back(Effect::Notice(Notice::Role { from, to, rule }));
             self.broadcast_state();
         }

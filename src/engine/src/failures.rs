@@ -232,7 +232,7 @@ impl<P: Payload> Engine<P> {
 
     /// The local disk is given up.
     pub(crate) fn fail_disk(&mut self, v: usize, rule: &'static str) {
-        if !self.volumes[v].disk.has_data() {
+        if !self.volumes[v].disk.has_data() && self.volumes[v].disk != DiskState::Negotiating {
             return;
         }
         self.set_disk(v, DiskState::Failed, rule);
@@ -243,9 +243,8 @@ impl<P: Payload> Engine<P> {
 
     /// The volume's disk takes no more operations: what waits for it goes on without, peers learn.
     pub(crate) fn disk_gone(&mut self, v: usize, rule: &'static str) {
-        if let Some(backing) = &self.volumes[v].backing {
-            self.volumes[v].exposed = backing.superblock.current;
-        }
+        let current = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
+        self.volumes[v].exposed = current.filter(|_| self.role == Role::Primary).unwrap_or(Generation::NONE);
         for p in 0..self.peers.len() {
             self.stop_resync(p, v);
             if self.peers[p].session.is_none() {
@@ -308,6 +307,7 @@ impl<P: Payload> Engine<P> {
         }
         let volume = &mut self.volumes[v];
         volume.backing = None;
+        volume.attached_anew = None;
         volume.attachment = volume.attachment.wrapping_add(1);
         volume.waiters.clear();
         let number = volume.number;
@@ -335,8 +335,19 @@ impl<P: Payload> Engine<P> {
         if missed.iter().any(|range| range.offset.checked_add(u64::from(range.length)).is_none_or(|end| end > size)) {
             return Err("a missed write beyond the end of the volume");
         }
-        let node = self.peers[p].config.node_id;
+        self.stop_resync(p, v);
+        self.set_replication(p, v, ReplicationState::Established, "primary-lost-its-disk");
         self.peers[p].devices[v].disk = DiskState::Diskless;
+        self.track_misses(p, v, missed);
+        Ok(())
+    }
+
+    /// From now on everything that is written here is noted as missing at the peer, a Primary without a disk.
+    pub(crate) fn track_misses(&mut self, p: usize, v: usize, missed: &[ByteRange]) {
+        if self.volumes[v].disk != DiskState::UpToDate || self.peers[p].devices[v].tracks_misses {
+            return;
+        }
+        let node = self.peers[p].config.node_id;
         self.peers[p].devices[v].tracks_misses = true;
         self.peers[p].devices[v].contact = None;
         // Operations that were received and not started yet do not know that they must be logged; mark their ranges as well.
@@ -358,7 +369,6 @@ impl<P: Payload> Engine<P> {
             let bitmap = backing.writer.want_bitmap();
             self.volumes[v].after(superblock, bitmap, Some(p), After::MissesTracked { peer: p });
         }
-        Ok(())
     }
 
     /// The peer's disk takes every write again.

@@ -116,7 +116,8 @@ impl<P: Payload> Engine<P> {
         let volume = &self.volumes[v];
         let node = self.peers[p].config.node_id;
         let contact = self.peers[p].devices[v].contact;
-        let Some(backing) = volume.backing.as_ref().filter(|_| volume.disk.has_data()) else {
+        let claimed = volume.attached_anew.filter(|_| volume.disk == DiskState::Negotiating);
+        let Some(backing) = volume.backing.as_ref().filter(|_| volume.disk.has_data() || claimed.is_some()) else {
             return VolumeHello {
                 volume: volume.number,
                 round,
@@ -124,7 +125,7 @@ impl<P: Payload> Engine<P> {
                 attached_anew: false,
                 max_bytes: 0,
                 effective_bytes: volume.size,
-                current: volume.exposed,
+                current: if self.role == Role::Primary { volume.exposed } else { crate::units::Generation::NONE },
                 bitmap: crate::units::Generation::NONE,
                 history: Vec::new(),
                 crashed_primary: false,
@@ -138,8 +139,8 @@ impl<P: Payload> Engine<P> {
         VolumeHello {
             volume: volume.number,
             round,
-            disk: volume.disk,
-            attached_anew: volume.attached_anew,
+            disk: claimed.unwrap_or(volume.disk),
+            attached_anew: volume.attached_anew.is_some(),
             max_bytes: backing.layout.data_bytes,
             effective_bytes: superblock.effective_bytes,
             current: superblock.current,
@@ -180,7 +181,8 @@ impl<P: Payload> Engine<P> {
         let device = &mut self.peers[p].devices[v];
         device.round = round;
         device.mine = Some(mine.clone());
-        device.theirs = device.theirs.take().filter(|theirs| theirs.round == round);
+        device.theirs = None;
+        device.hold = self.role == Role::Primary;
         self.send(p, Message::Again(alloc::boxed::Box::new(mine)));
     }
 
@@ -189,9 +191,12 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].connection != ConnectionState::Connected {
             return Err("a handshake for one volume before that of the connection");
         }
-        let round = self.peers[p].devices[v].round;
-        let both_have_data = self.peers[p].devices[v].mirrors();
-        if theirs.round != round && theirs.round != round + 1 || both_have_data {
+        let device = &self.peers[p].devices[v];
+        let round = device.round;
+        let answer = theirs.round == round && device.theirs.is_none();
+        // Only a disk that came anew asks for another round; two that mirror do not.
+        let question = theirs.round == round + 1 && !(self.volumes[v].usable() && device.disk.has_data());
+        if !answer && !question {
             return Err("a handshake for one volume out of turn");
         }
         if theirs.round == round + 1 {
@@ -393,12 +398,21 @@ impl<P: Payload> Engine<P> {
         if let Ok(size) = agreed_size(&mine, &theirs) {
             self.agree_on_size(v, size);
         }
+        if let (Outcome::Target(_), Some(claimed)) = (outcome, self.volumes[v].attached_anew) {
+            self.set_disk(v, claimed.min(DiskState::Outdated), rule);
+        }
         match outcome {
+            Outcome::Source(_) if mine.attached_anew => {
+                // Its clients saw the peer's data; a disk that claims to be newer is not one of this volume's line.
+                self.peers[p].devices[v].hold = false;
+                self.fail_disk(v, rule);
+            }
             Outcome::InSync | Outcome::NoSource => {
                 self.set_replication(p, v, ReplicationState::Established, rule);
                 self.in_sync(p, v, outcome == Outcome::InSync, theirs.disk);
             }
             Outcome::Source(extent) => {
+                self.newest_within_reach(v);
                 self.set_replication(p, v, ReplicationState::WFBitMapS, rule);
                 let node = self.peers[p].config.node_id;
                 if let Some(backing) = self.volumes[v].backing.as_mut() {
@@ -414,11 +428,7 @@ impl<P: Payload> Engine<P> {
                 self.set_replication(p, v, ReplicationState::WFBitMapT, rule);
                 if !mine.current.same(theirs.current) && self.volumes[v].disk > DiskState::Outdated {
                     // Newer data exist: whatever becomes of this connection, these are old.
-                    self.set_disk(v, DiskState::Outdated, rule);
-                    if let Some(backing) = self.volumes[v].backing.as_mut() {
-                        set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
-                        backing.writer.want_superblock();
-                    }
+                    self.outdate_disk(v, rule);
                 }
                 self.peers[p].devices[v].target = Some(alloc::boxed::Box::new(ResyncTarget::default()));
                 self.send_bitmap(p, v, extent == Extent::Bitmap);
@@ -430,7 +440,11 @@ impl<P: Payload> Engine<P> {
     /// Nothing to copy: records that durably, then lets writes flow.
     fn in_sync(&mut self, p: usize, v: usize, equal: bool, their_disk: DiskState) {
         let node = self.peers[p].config.node_id;
+        if let Some(claimed) = self.volumes[v].attached_anew.take() {
+            self.set_disk(v, claimed, "in-sync-with-peer");
+        }
         if equal {
+            self.newest_within_reach(v);
             if level(their_disk) == DiskLevel::UpToDate && self.volumes[v].disk != DiskState::UpToDate
                 || self.volumes[v].disk == DiskState::Consistent
             {
@@ -442,7 +456,6 @@ impl<P: Payload> Engine<P> {
         }
         let disk = self.volumes[v].disk;
         let volume = &mut self.volumes[v];
-        volume.attached_anew = false;
         let Some(backing) = volume.backing.as_mut() else { return };
         if equal {
             let mut identifiers = backing.identifiers();
@@ -496,10 +509,40 @@ impl<P: Payload> Engine<P> {
         if mine.disk == DiskState::Diskless && theirs.disk.has_data() && self.volumes[v].size == 0 {
             self.volumes[v].size = if theirs.effective_bytes == 0 { theirs.max_bytes } else { theirs.effective_bytes };
         }
+        // What a Primary without a disk showed its clients must be what the other one has; anything else is old.
+        let stale = |primary: &VolumeHello, disk: &VolumeHello| {
+            primary.disk == DiskState::Diskless && !primary.current.is_none() && !primary.current.same(disk.current)
+        };
+        if stale(mine, theirs) && theirs.disk > DiskState::Outdated {
+            self.peers[p].devices[v].disk = DiskState::Outdated;
+        }
+        if stale(theirs, mine) && self.volumes[v].disk > DiskState::Outdated {
+            self.outdate_disk(v, "primary-showed-newer-data");
+        }
         self.send_volume_ready(p, v);
-        // A Primary without a disk serves from here: what it misses must be tracked from the first write on.
-        if theirs.disk == DiskState::Diskless && self.volumes[v].usable() {
-            self.peers[p].devices[v].tracks_misses = true;
+        if self.peers[p].role == Role::Primary {
+            self.track_misses(p, v, &[]);
+        }
+    }
+
+    /// The comparison found nothing newer at the peer: with every peer at hand, old data are the newest that there are.
+    fn newest_within_reach(&mut self, v: usize) {
+        let all = self.peers.iter().all(|peer| peer.connection == ConnectionState::Connected);
+        if all && matches!(self.volumes[v].disk, DiskState::Outdated | DiskState::Consistent) {
+            self.set_disk(v, DiskState::UpToDate, "nothing-newer");
+            if let Some(backing) = self.volumes[v].backing.as_mut() {
+                set_disk_flags(&mut backing.superblock.flags, DiskState::UpToDate);
+                backing.writer.want_superblock();
+            }
+        }
+    }
+
+    /// Newer data than these exist: records it (in the next superblock write).
+    pub(crate) fn outdate_disk(&mut self, v: usize, rule: &'static str) {
+        self.set_disk(v, DiskState::Outdated, rule);
+        if let Some(backing) = self.volumes[v].backing.as_mut() {
+            set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
+            backing.writer.want_superblock();
         }
     }
 
@@ -535,6 +578,7 @@ impl<P: Payload> Engine<P> {
         if role == Role::Primary && self.role == Role::Primary {
             return Err("two Primaries");
         }
+        let promoted = role == Role::Primary && self.peers[p].role != Role::Primary;
         self.peers[p].role = role;
         // Primary now, or the promotion was given up.
         self.peers[p].granted = None;
@@ -551,6 +595,13 @@ impl<P: Payload> Engine<P> {
                 }
             } else {
                 self.peer_disk_lost(p, v, disk, "peer-disk-lost");
+            }
+        }
+        if promoted {
+            for v in 0..self.volumes.len() {
+                if self.peers[p].devices[v].disk == DiskState::Diskless {
+                    self.track_misses(p, v, &[]);
+                }
             }
         }
         Ok(())

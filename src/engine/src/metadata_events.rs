@@ -7,7 +7,7 @@ use crate::api::{Effect, IoError, Payload};
 use crate::engine::{Engine, IoOwner};
 use crate::metadata::layout::CopyName;
 use crate::metadata_writer::Phase;
-use crate::state::Refusal;
+use crate::state::{DiskState, Refusal};
 use crate::units::BLOCKS_PER_EXTENT;
 use crate::volume::{After, Waiter};
 use crate::wire::Message;
@@ -15,9 +15,8 @@ use crate::wire::Message;
 impl<P: Payload> Engine<P> {
     /// Starts the next metadata job or phase. True if something started or ended.
     pub(crate) fn pump_metadata(&mut self, v: usize) -> bool {
-        if !self.volumes[v].usable() && self.volumes[v].disk != crate::state::DiskState::Detaching
-            && self.volumes[v].disk != crate::state::DiskState::Attaching
-        {
+        let between = matches!(self.volumes[v].disk, DiskState::Attaching | DiskState::Negotiating | DiskState::Detaching);
+        if !self.volumes[v].usable() && !between {
             return false;
         }
         let mut progress = false;

@@ -49,7 +49,8 @@ impl<P: Payload> Engine<P> {
             }
         }
         self.last_application_io = self.now;
-        if !self.peers[p].receiver.receive(Received { sequence, epoch, volume: v, range, kind }) {
+        let missed = self.peers[p].devices[v].tracks_misses;
+        if !self.peers[p].receiver.receive(Received { sequence, epoch, volume: v, range, missed, kind }) {
             return Err("a write out of order or above the agreed number");
         }
         Ok(())
@@ -68,7 +69,7 @@ impl<P: Payload> Engine<P> {
     ) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("a read of an unknown volume")?;
         self.check_range(v, range)?;
-        let operation = Received { sequence: id, epoch: 0, volume: v, range, kind: ReceivedKind::Read };
+        let operation = Received { sequence: id, epoch: 0, volume: v, range, missed: false, kind: ReceivedKind::Read };
         if self.peers[p].receiver.receive(operation) { Ok(()) } else { Err("more reads than agreed") }
     }
 
@@ -121,8 +122,7 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn received_unblocked(&mut self, p: usize, key: usize) {
         let operation = &self.peers[p].received[key].operation;
         let (v, range) = (operation.volume, operation.range);
-        let read = matches!(operation.kind, ReceivedKind::Read);
-        if !read && self.peers[p].devices[v].tracks_misses && self.volumes[v].usable() {
+        if operation.missed && self.volumes[v].usable() {
             self.enter_log(v, Owner::Received { peer: p, key }, range);
         } else {
             self.start_received(p, key);
@@ -144,7 +144,7 @@ impl<P: Payload> Engine<P> {
         if !self.volumes[v].usable() {
             return self.received_write_done(p, key, Err(IoError::Failed));
         }
-        if self.peers[p].devices[v].tracks_misses && !matches!(operation.kind, ReceivedKind::Read) {
+        if operation.missed {
             let node = self.peers[p].config.node_id;
             if let Some(backing) = self.volumes[v].backing.as_mut() {
                 backing.mark(node, range);

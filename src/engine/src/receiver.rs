@@ -40,6 +40,8 @@ pub struct Received<P> {
     pub volume: usize,
     /// Where.
     pub range: ByteRange,
+    /// The sender's own disk misses it, so it must be noted here.
+    pub missed: bool,
     /// What.
     pub kind: ReceivedKind<P>,
 }
@@ -235,7 +237,7 @@ mod tests {
     use super::*;
 
     fn write(sequence: u64, epoch: u64) -> Received<u8> {
-        Received { sequence, epoch, volume: 0, range: ByteRange::new(sequence * 4096, 4096), kind: ReceivedKind::Write(1) }
+        Received { sequence, epoch, volume: 0, range: ByteRange::new(sequence * 4096, 4096), missed: false, kind: ReceivedKind::Write(1) }
     }
 
     #[test]

@@ -237,7 +237,8 @@ impl<P: Payload> Engine<P> {
         self.requests[key].stage = Stage::Running;
         let mut misses = false;
         for p in 0..self.peers.len() {
-            if self.peers[p].devices[v].mirrors() {
+            // Without a disk here only a peer with good data takes the write: nobody else could tell what it misses.
+            if self.peers[p].devices[v].mirrors() && (self.volumes[v].usable() || self.serves(p, v)) {
                 if self.peers[p].log.must_close_epoch(self.peers[p].config.max_epoch_size) {
                     self.close_epoch(p);
                 }
@@ -349,12 +350,12 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn flush_group_done(&mut self, v: usize, result: Result<(), IoError>) {
         self.volumes[v].flush.running = false;
         let served = core::mem::take(&mut self.volumes[v].flush.served);
-        if let Err(error) = result {
-            // After a failed flush nothing is known about what the cache held.
+        if result.is_err() || !self.volumes[v].usable() {
+            // After a failed flush nothing is known about what the cache held; one on a disk that was given up vouches for nothing.
             self.fail_disk(v, "flush-error");
             for &key in &served {
                 self.requests[key].local = Local::Missing;
-                self.requests[key].local_error = Some(error);
+                self.requests[key].local_error = self.requests[key].local_error.or(result.err());
                 self.durable_at_peers_instead(key);
             }
         } else {

@@ -1,6 +1,6 @@
 //! Bitmap resync: one side is the source, the other the target.
 //!
-//! Sequence (resync lane; `S` source, `T` target):
+//! Sequence (the first three steps on the control lane, so that they stay behind the handshake; `S` source, `T` target):
 //! 1. `T → S` its bitmap; `S` ORs it into its own and makes the result durable;
 //! 2. `S → T` the OR-ed bitmap, then `ResyncBegin` with its generation; `T` makes the bitmap durable, then in one superblock write becomes
 //!    Inconsistent and adopts the generation;
@@ -147,7 +147,7 @@ impl<P: Payload> Engine<P> {
         device.accepts = true;
         device.peer_accepts = true;
         device.hold = false;
-        self.volumes[v].attached_anew = false;
+        self.volumes[v].attached_anew = None;
         self.set_replication(p, v, if paused { ReplicationState::PausedSyncT } else { ReplicationState::SyncTarget }, "resync");
         if self.role == crate::state::Role::Primary {
             self.send(p, Message::DiskBack { volume: number });

@@ -165,8 +165,9 @@ pub(crate) struct Volume {
     pub openers: u32,
     /// The administrator's detach under way.
     pub detaching: Option<CommandId>,
-    /// The disk was attached while this node was Primary and has not caught up yet.
-    pub attached_anew: bool,
+    /// The disk was attached while this node was Primary on its peer's data; it is Negotiating until the handshake, and this is the
+    /// state that its metadata claim.
+    pub attached_anew: Option<DiskState>,
     /// Generation of the data that a Primary without a disk serves from its peer.
     pub exposed: Generation,
 }
@@ -189,7 +190,7 @@ impl Volume {
             waiters: Vec::new(),
             openers: 0,
             detaching: None,
-            attached_anew: false,
+            attached_anew: None,
             exposed: Generation::NONE,
         }
     }

@@ -17,9 +17,9 @@ pub enum Lane {
     Data = 0,
     /// Acknowledgements.
     Acks = 1,
-    /// Handshake, state, pings.
+    /// Handshake, bitmaps, state, pings.
     Control = 2,
-    /// Bitmaps and resync data.
+    /// Resync data and answers to remote reads.
     Resync = 3,
 }
 
@@ -283,7 +283,7 @@ pub enum Message<P> {
         /// The epoch.
         epoch: u64,
     },
-    /// Resync: a part of the sender's bitmap, run-length coded.
+    /// Control (behind the handshake that decided about it): a part of the sender's bitmap, run-length coded.
     BitmapRuns {
         /// Which volume.
         volume: VolumeNumber,
@@ -292,7 +292,7 @@ pub enum Message<P> {
         /// The last part.
         last: bool,
     },
-    /// Resync: the source's bitmap is complete and durable; adopt this generation, become Inconsistent.
+    /// Control: the source's bitmap is complete and durable; adopt this generation, become Inconsistent.
     ResyncBegin {
         /// Which volume.
         volume: VolumeNumber,
@@ -301,7 +301,7 @@ pub enum Message<P> {
         /// The source's history.
         history: Vec<Generation>,
     },
-    /// Resync: the target is Inconsistent durably and ready.
+    /// Control: the target is Inconsistent durably and ready.
     ResyncReady {
         /// Which volume.
         volume: VolumeNumber,
@@ -388,7 +388,10 @@ impl<P> Message<P> {
             | Message::SkipInitialSync { .. }
             | Message::SkipInitialSyncDone { .. }
             | Message::InvalidateRequest { .. }
-            | Message::MissesTracked { .. } => Lane::Control,
+            | Message::MissesTracked { .. }
+            | Message::BitmapRuns { .. }
+            | Message::ResyncBegin { .. }
+            | Message::ResyncReady { .. } => Lane::Control,
             Message::Write { .. }
             | Message::Discard { .. }
             | Message::WriteZeroes { .. }
@@ -403,10 +406,7 @@ impl<P> Message<P> {
             | Message::ResyncAck { .. }
             | Message::ResyncFlushed { .. }
             | Message::ResyncFinished { .. } => Lane::Acks,
-            Message::BitmapRuns { .. }
-            | Message::ResyncBegin { .. }
-            | Message::ResyncReady { .. }
-            | Message::ResyncData { .. }
+            Message::ResyncData { .. }
             | Message::ResyncZeroes { .. }
             | Message::ResyncFlush { .. }
             | Message::ResyncFinish { .. }

@@ -72,10 +72,10 @@ kinds! {
     SkipInitialSyncDone = 0x6b,
     InvalidateRequest = 0x6c,
     MissesTracked = 0x6d,
+    BitmapRuns = 0x6e,
+    ResyncBegin = 0x6f,
+    ResyncReady = 0x70,
 
-    BitmapRuns = 0x80,
-    ResyncBegin = 0x81,
-    ResyncReady = 0x82,
     ResyncData = 0x83,
     ResyncZeroes = 0x84,
     ResyncFlush = 0x85,
