@@ -4,6 +4,7 @@
 //! begin with the image as it is. Refusals carry DRBD's numbers and name the path, the field and the remedy.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use qrbd_config::MetaDisk;
 use qrbd_control::{KernelError, Refusal};
@@ -14,6 +15,12 @@ use qrbd_engine::metadata::image::{self, LoadError, MetadataImage, Step};
 use qrbd_engine::metadata::layout::{LayoutError, Placement};
 use qrbd_engine::metadata::ring;
 use qrbd_engine::units::NodeId;
+
+/// How long a busy disk is tried: the kernel closes the files of a killed daemon only when its last I/O is done, which may be after
+/// the next daemon has started.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two attempts.
+const CLAIM_STEP: Duration = Duration::from_millis(20);
 
 /// What is to be attached.
 #[derive(Clone, Debug)]
@@ -103,10 +110,19 @@ fn carry_out(disk: &Disk, steps: Vec<Step>) -> Result<(), DiskError> {
 }
 
 fn open(path: &Path, exclusive: bool, claimed: KernelError, unopened: KernelError) -> Result<Disk, Refusal> {
-    qrbd_disk::open(path, OpenOptions { exclusive, ..OpenOptions::default() }).map_err(|error| {
-        let family = if error.kind == DiskErrorKind::Busy { claimed } else { unopened };
-        Refusal::from(family).with_detail(error.to_string())
-    })
+    let deadline = Instant::now() + CLAIM_PATIENCE;
+    loop {
+        match qrbd_disk::open(path, OpenOptions { exclusive, ..OpenOptions::default() }) {
+            Ok(disk) => return Ok(disk),
+            Err(error) if error.kind == DiskErrorKind::Busy => {
+                if Instant::now() >= deadline {
+                    return Err(Refusal::from(claimed).with_detail(error.to_string()));
+                }
+                std::thread::sleep(CLAIM_STEP);
+            }
+            Err(error) => return Err(Refusal::from(unopened).with_detail(error.to_string())),
+        }
+    }
 }
 
 /// The refusal for metadata that cannot be used.
