@@ -67,10 +67,11 @@ pub fn render(options: &Options, hosts: &[Host]) -> String {
         "    }}\n    disk {{\n        {}\n    }}",
         options.disk
     );
-    for host in hosts {
+    // Explicit node ids: without them the order of addresses decides, which two nodes behind a relay see differently.
+    for (node_id, host) in hosts.iter().enumerate() {
         let _ = writeln!(
             text,
-            "    on {} {{\n        disk {};\n        meta-disk {};\n        address {};\n    }}",
+            "    on {} {{\n        node-id {node_id};\n        disk {};\n        meta-disk {};\n        address {};\n    }}",
             host.name,
             host.disk.display(),
             host.meta_disk,

@@ -11,7 +11,7 @@ use qrbd_process_tests::pair::{DISK_BYTES, Pair, PairOptions, SYNC_LIMIT};
 /// For a survivor to notice a dead Primary and to be promoted.
 const PROMOTION_LIMIT: Duration = Duration::from_secs(15);
 /// Extents of the activity log: a resync after a crash copies at most this much, plus what was written alone.
-const AL_EXTENTS: u64 = 7;
+const AL_EXTENTS: u64 = 9;
 const EXTENT_BYTES: u64 = 4 << 20;
 /// Several times the activity log, so that a full copy is told from a resync.
 const LARGE_DISK_BYTES: u64 = 4 * DISK_BYTES;
