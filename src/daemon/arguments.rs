@@ -17,13 +17,28 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", env = "QRBD_NODE")]
     pub node: Option<String>,
     /// Directory of the control socket and the NBD socket.
-    #[arg(long, value_name = "DIR", env = "QRBD_RUN_DIR", default_value = "/run/qrbd")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "QRBD_RUN_DIR",
+        default_value = "/run/qrbd"
+    )]
     pub run_dir: PathBuf,
     /// Directory of what the daemon remembers.
-    #[arg(long, value_name = "DIR", env = "QRBD_STATE_DIR", default_value = "/var/lib/qrbd")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "QRBD_STATE_DIR",
+        default_value = "/var/lib/qrbd"
+    )]
     pub state_dir: PathBuf,
     /// The key that all nodes of the cluster share (qrbdadm keygen), for resources without a shared-secret.
-    #[arg(long, value_name = "FILE", env = "QRBD_KEY_FILE", default_value = "/etc/qrbd/authkey")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "QRBD_KEY_FILE",
+        default_value = "/etc/qrbd/authkey"
+    )]
     pub key_file: PathBuf,
     /// Bring these resources up at the start: a name, or all. May be repeated.
     #[arg(long, value_name = "RES")]

@@ -49,27 +49,50 @@ pub(crate) struct Attached {
 /// # Errors
 /// A refusal for the administrator.
 pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
-    let data = open(&request.disk, true, KernelError::DiskClaimed, KernelError::OpenDisk)?;
+    let data = open(
+        &request.disk,
+        true,
+        KernelError::DiskClaimed,
+        KernelError::OpenDisk,
+    )?;
     let (meta, placement) = match &request.meta_disk {
         MetaDisk::Internal => (None, Placement::Internal),
         MetaDisk::External { path } => {
-            let meta = open(path, true, KernelError::MetaDiskClaimed, KernelError::OpenMetaDisk)?;
+            let meta = open(
+                path,
+                true,
+                KernelError::MetaDiskClaimed,
+                KernelError::OpenMetaDisk,
+            )?;
             let metadata_bytes = meta.info().size;
             (Some(meta), Placement::External { metadata_bytes })
         }
         // Shared by several volumes, so it cannot be claimed.
         MetaDisk::Indexed { path, index } => {
-            let meta = open(path, false, KernelError::MetaDiskClaimed, KernelError::OpenMetaDisk)?;
+            let meta = open(
+                path,
+                false,
+                KernelError::MetaDiskClaimed,
+                KernelError::OpenMetaDisk,
+            )?;
             let metadata_bytes = meta.info().size;
-            (Some(meta), Placement::Indexed { slot: *index, metadata_bytes })
+            (
+                Some(meta),
+                Placement::Indexed {
+                    slot: *index,
+                    metadata_bytes,
+                },
+            )
         }
     };
     let mut notices = data.notices().to_vec();
     notices.extend(meta.iter().flat_map(|meta| meta.notices().iter().cloned()));
     let metadata_disk = meta.as_ref().unwrap_or(&data);
     let path = metadata_disk.info().path.clone();
-    let mut image = image::load(placement, data.info().size, |offset, buffer| metadata_disk.read_exact_at(offset, buffer))
-        .map_err(|error| refused(&request.object, &path, &error))?;
+    let mut image = image::load(placement, data.info().size, |offset, buffer| {
+        metadata_disk.read_exact_at(offset, buffer)
+    })
+    .map_err(|error| refused(&request.object, &path, &error))?;
     if image.superblock.node_id != request.node_id {
         let detail = format!(
             "{}: field node id: the metadata was made for node-id {}, the configuration says this node is {}.\n\
@@ -82,7 +105,10 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
         return Err(Refusal::from(KernelError::InvalidPeerNodeId).with_detail(detail));
     }
     for copy in &image.refused {
-        notices.push(format!("{}: {copy}; the other copy of the superblock is good and replaces it", path.display()));
+        notices.push(format!(
+            "{}: {copy}; the other copy of the superblock is good and replaces it",
+            path.display()
+        ));
     }
     if let image::LoggedExtents::Known(extents) = &image.logged
         && !extents.is_empty()
@@ -93,10 +119,18 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
             extents.len()
         ));
     }
-    let slots = request.al_extents.clamp(MIN_AL_EXTENTS, ring::max_extents(image.layout.ring_blocks));
+    let slots = request
+        .al_extents
+        .clamp(MIN_AL_EXTENTS, ring::max_extents(image.layout.ring_blocks));
     let (_, steps) = image.start_log_steps(slots);
-    carry_out(metadata_disk, steps).map_err(|error| Refusal::from(KernelError::MetaDiskIo).with_detail(error.to_string()))?;
-    Ok(Attached { data, meta, image, notices })
+    carry_out(metadata_disk, steps)
+        .map_err(|error| Refusal::from(KernelError::MetaDiskIo).with_detail(error.to_string()))?;
+    Ok(Attached {
+        data,
+        meta,
+        image,
+        notices,
+    })
 }
 
 fn carry_out(disk: &Disk, steps: Vec<Step>) -> Result<(), DiskError> {
@@ -109,10 +143,21 @@ fn carry_out(disk: &Disk, steps: Vec<Step>) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn open(path: &Path, exclusive: bool, claimed: KernelError, unopened: KernelError) -> Result<Disk, Refusal> {
+fn open(
+    path: &Path,
+    exclusive: bool,
+    claimed: KernelError,
+    unopened: KernelError,
+) -> Result<Disk, Refusal> {
     let deadline = Instant::now() + CLAIM_PATIENCE;
     loop {
-        match qrbd_disk::open(path, OpenOptions { exclusive, ..OpenOptions::default() }) {
+        match qrbd_disk::open(
+            path,
+            OpenOptions {
+                exclusive,
+                ..OpenOptions::default()
+            },
+        ) {
             Ok(disk) => return Ok(disk),
             Err(error) if error.kind == DiskErrorKind::Busy => {
                 if Instant::now() >= deadline {
@@ -129,11 +174,15 @@ fn open(path: &Path, exclusive: bool, claimed: KernelError, unopened: KernelErro
 fn refused(object: &str, path: &Path, error: &LoadError<DiskError>) -> Refusal {
     let detail = format!("{}: {error}", path.display());
     match error {
-        LoadError::Layout(LayoutError::DeviceTooSmall { .. }) => Refusal::from(KernelError::DiskTooSmall),
+        LoadError::Layout(LayoutError::DeviceTooSmall { .. }) => {
+            Refusal::from(KernelError::DiskTooSmall)
+        }
         LoadError::Layout(_) => Refusal::from(KernelError::MetaDiskTooSmall),
         LoadError::Read { .. } => Refusal::from(KernelError::MetaDiskIo),
         LoadError::EffectiveSize { .. } => Refusal::from(KernelError::ImplicitShrink),
-        LoadError::ActivityLog(_) | LoadError::Bitmap(_) => Refusal::from(KernelError::MetaDataUnclean),
+        LoadError::ActivityLog(_) | LoadError::Bitmap(_) => {
+            Refusal::from(KernelError::MetaDataUnclean)
+        }
         LoadError::Superblock(MetadataError::NotFound { .. }) => {
             let remedy = format!("{detail}\nMake it with 'qrbdadm create-md {object}'.");
             return Refusal::from(KernelError::MetaDataInvalid).with_detail(remedy);
@@ -156,7 +205,10 @@ mod tests {
 
     fn request(directory: &tempfile::TempDir, bytes: u64) -> AttachRequest {
         let disk = directory.path().join("disk");
-        std::fs::File::create(&disk).unwrap().set_len(bytes).unwrap();
+        std::fs::File::create(&disk)
+            .unwrap()
+            .set_len(bytes)
+            .unwrap();
         AttachRequest {
             object: "r0/0".to_owned(),
             disk,
@@ -176,7 +228,11 @@ mod tests {
             al_slots: 67,
         };
         let disk = qrbd_disk::open(&request.disk, OpenOptions::default()).unwrap();
-        carry_out(&disk, image::create(&options).unwrap().write_steps().collect()).unwrap();
+        carry_out(
+            &disk,
+            image::create(&options).unwrap().write_steps().collect(),
+        )
+        .unwrap();
     }
 
     #[test]
@@ -185,17 +241,34 @@ mod tests {
         let blank = request(&directory, 16 << 20);
         let number = |request: &AttachRequest| {
             let refusal = attach(request).unwrap_err();
-            assert!(refusal.detail.contains(request.disk.to_str().unwrap()), "{refusal:?}");
+            assert!(
+                refusal.detail.contains(request.disk.to_str().unwrap()),
+                "{refusal:?}"
+            );
             refusal.kind
         };
         assert_eq!(number(&blank), RefusalKind::Kernel(119));
-        assert!(attach(&blank).unwrap_err().detail.contains("create-md r0/0"));
-        assert_eq!(number(&request(&directory, 64 << 10)), RefusalKind::Kernel(111));
-        let missing = AttachRequest { disk: directory.path().join("none"), ..blank.clone() };
+        assert!(
+            attach(&blank)
+                .unwrap_err()
+                .detail
+                .contains("create-md r0/0")
+        );
+        assert_eq!(
+            number(&request(&directory, 64 << 10)),
+            RefusalKind::Kernel(111)
+        );
+        let missing = AttachRequest {
+            disk: directory.path().join("none"),
+            ..blank.clone()
+        };
         assert_eq!(number(&missing), RefusalKind::Kernel(104));
         let held = request(&directory, 16 << 20);
         create(&held, 16 << 20);
-        let other_node = AttachRequest { node_id: NodeId(0), ..held.clone() };
+        let other_node = AttachRequest {
+            node_id: NodeId(0),
+            ..held.clone()
+        };
         assert_eq!(number(&other_node), RefusalKind::Kernel(171));
         let _holder = attach(&held).unwrap();
         assert_eq!(number(&held), RefusalKind::Kernel(114));

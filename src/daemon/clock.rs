@@ -13,7 +13,9 @@ pub(crate) struct Clock {
 impl Clock {
     /// A clock that shows zero now.
     pub(crate) fn start() -> Self {
-        Clock { origin: Instant::now() }
+        Clock {
+            origin: Instant::now(),
+        }
     }
 
     /// Milliseconds since the origin.
@@ -24,6 +26,8 @@ impl Clock {
     /// The moment as the runtime's timers know it, rounded up so that a timer never fires before it.
     pub(crate) fn instant(self, time: Time) -> tokio::time::Instant {
         // Far deadlines are cut: a timer that fires early is set anew.
-        tokio::time::Instant::from_std(self.origin + Duration::from_millis(time.0.min(self.now().0 + 3_600_000) + 1))
+        tokio::time::Instant::from_std(
+            self.origin + Duration::from_millis(time.0.min(self.now().0 + 3_600_000) + 1),
+        )
     }
 }

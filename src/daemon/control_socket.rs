@@ -38,13 +38,21 @@ const PROGRESS_KEPT: usize = 16;
 pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
-            std::fs::remove_file(path).with_context(|| format!("the stale socket {} cannot be removed", path.display()))?;
+            std::fs::remove_file(path).with_context(|| {
+                format!("the stale socket {} cannot be removed", path.display())
+            })?;
         }
-        Ok(_) => bail!("{} is there and is no socket: remove it or use another --run-dir", path.display()),
+        Ok(_) => bail!(
+            "{} is there and is no socket: remove it or use another --run-dir",
+            path.display()
+        ),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("{} cannot be looked at", path.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} cannot be looked at", path.display()));
+        }
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("the socket {} cannot be made", path.display()))?;
+    let listener = UnixListener::bind(path)
+        .with_context(|| format!("the socket {} cannot be made", path.display()))?;
     // Until the mode is set, peer credentials keep others out.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("the mode of {} cannot be set", path.display()))?;
@@ -55,7 +63,10 @@ pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
 pub(crate) async fn serve(daemon: Rc<Daemon>, listener: UnixListener) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.expect("never closed");
+        let place = Arc::clone(&places)
+            .acquire_owned()
+            .await
+            .expect("never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
                 let daemon = Rc::clone(&daemon);
@@ -90,7 +101,9 @@ async fn client(daemon: &Rc<Daemon>, mut stream: UnixStream) -> Result<(), Codec
         let (progress, steps) = mpsc::channel(PROGRESS_KEPT);
         let waits = commands::only_waits(&request.command);
         let work = commands::carry_out(daemon, request, &progress);
-        let Some(response) = answer_of(&mut stream, work, steps, waits).await? else { return Ok(()) };
+        let Some(response) = answer_of(&mut stream, work, steps, waits).await? else {
+            return Ok(());
+        };
         write(&mut stream, &response).await?;
     }
     Ok(())
@@ -127,7 +140,12 @@ async fn hung_up(stream: &UnixStream) {
             return;
         }
         let peeked = stream.try_io(Interest::READABLE, || {
-            recv(stream.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).map_err(io::Error::from)
+            recv(
+                stream.as_raw_fd(),
+                &mut [0; 1],
+                MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT,
+            )
+            .map_err(io::Error::from)
         });
         match peeked {
             Ok(0) => return,
@@ -151,7 +169,9 @@ async fn read_request(stream: &mut UnixStream) -> Result<Option<Request>, CodecE
         stream.read_exact(&mut body).await?;
         codec::decode(&body).map(Some)
     };
-    tokio::time::timeout(FRAME_TIMEOUT, rest).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    tokio::time::timeout(FRAME_TIMEOUT, rest)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
 }
 
 async fn write(stream: &mut UnixStream, response: &Response) -> Result<(), CodecError> {

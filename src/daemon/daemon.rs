@@ -47,7 +47,8 @@ impl Daemon {
     /// # Errors
     /// If the kernel offers no usable io_uring.
     pub(crate) fn new(places: Places, key_file: PathBuf) -> anyhow::Result<Rc<Daemon>> {
-        let reactor = UringReactor::new(UringOptions::default(), Pool::default()).context("the disk backend cannot be set up")?;
+        let reactor = UringReactor::new(UringOptions::default(), Pool::default())
+            .context("the disk backend cannot be set up")?;
         Ok(Rc::new(Daemon {
             places,
             volumes: Volumes::default(),
@@ -75,16 +76,27 @@ impl Daemon {
         let timeout = Duration::from_secs(u64::from(loaded.global.cmd_timeout_long_s));
         if let Some(resource) = loaded.resource(name) {
             return ResourcePlan::of(resource, timeout).ok_or_else(|| {
-                let text = format!("not defined for this node '{}' in {}", self.places.node, self.places.configuration.display());
+                let text = format!(
+                    "not defined for this node '{}' in {}",
+                    self.places.node,
+                    self.places.configuration.display()
+                );
                 Refusal::configuration(text)
             });
         }
         let of_resource: Vec<String> = loaded.errors_of(name).map(ToString::to_string).collect();
         // A file that could not be read may be the one that the resource is in.
-        let errors = if of_resource.is_empty() { loaded.errors.iter().map(ToString::to_string).collect() } else { of_resource };
+        let errors = if of_resource.is_empty() {
+            loaded.errors.iter().map(ToString::to_string).collect()
+        } else {
+            of_resource
+        };
         let text = format!("not usable in {}", self.places.configuration.display());
         Err(match errors.is_empty() {
-            true => Refusal::configuration(format!("not defined in {}", self.places.configuration.display())),
+            true => Refusal::configuration(format!(
+                "not defined in {}",
+                self.places.configuration.display()
+            )),
             false => Refusal::configuration(text).with_detail(errors.join("\n")),
         })
     }
@@ -92,7 +104,14 @@ impl Daemon {
     /// Makes a resource without disks and connections, and lets it run.
     pub(crate) fn start(&self, plan: ResourcePlan) -> anyhow::Result<Rc<Shared>> {
         let handlers = Handlers::start(self.places.configuration.display().to_string());
-        let shared = Shared::new(plan, self.clock, seed()?, self.reactor.share(), handlers, self.key.clone());
+        let shared = Shared::new(
+            plan,
+            self.clock,
+            seed()?,
+            self.reactor.share(),
+            handlers,
+            self.key.clone(),
+        );
         tokio::task::spawn_local(shared.owner());
         self.volumes.insert(&shared);
         Ok(shared)
@@ -117,7 +136,9 @@ impl Daemon {
         let all = self.volumes.all();
         let stops = all.into_iter().map(|shared| {
             let daemon = Rc::clone(self);
-            tokio::task::spawn_local(async move { crate::commands::lifecycle::end(&daemon, &shared).await })
+            tokio::task::spawn_local(async move {
+                crate::commands::lifecycle::end(&daemon, &shared).await
+            })
         });
         let stops: Vec<_> = stops.collect();
         let whole = async {
@@ -128,7 +149,10 @@ impl Daemon {
             }
         };
         if tokio::time::timeout(patience, whole).await.is_err() {
-            warn!("not everything ended within {} s; what is left is recovered at the next start", patience.as_secs());
+            warn!(
+                "not everything ended within {} s; what is left is recovered at the next start",
+                patience.as_secs()
+            );
         }
     }
 }

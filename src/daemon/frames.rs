@@ -15,9 +15,14 @@ impl FrameCodec for EngineFrames {
     const HEADER_BYTES: usize = FRAME_HEADER_BYTES;
 
     fn lengths(header: &[u8]) -> Result<FrameLengths, CodecError> {
-        let header = header.try_into().expect("the transport hands over exactly the header");
+        let header = header
+            .try_into()
+            .expect("the transport hands over exactly the header");
         match parse_frame_header(header) {
-            Ok(lengths) => Ok(FrameLengths { body: lengths.body, payload: lengths.payload }),
+            Ok(lengths) => Ok(FrameLengths {
+                body: lengths.body,
+                payload: lengths.payload,
+            }),
             Err(error) => Err(CodecError(error.to_string().into())),
         }
     }

@@ -50,14 +50,27 @@ impl HandlerCall {
             environment.insert(key, value);
         };
         set("DRBD_RESOURCE".into(), plan.name.clone());
-        let volumes: Vec<&VolumePlan> =
-            plan.volumes.iter().filter(|plan| volume.is_none_or(|volume| plan.number == volume)).collect();
+        let volumes: Vec<&VolumePlan> = plan
+            .volumes
+            .iter()
+            .filter(|plan| volume.is_none_or(|volume| plan.number == volume))
+            .collect();
         let list = |value: &dyn Fn(&VolumePlan) -> String| {
-            volumes.iter().map(|plan| value(plan)).collect::<Vec<_>>().join(" ")
+            volumes
+                .iter()
+                .map(|plan| value(plan))
+                .collect::<Vec<_>>()
+                .join(" ")
         };
-        let minor = |plan: &VolumePlan| plan.minor.map(|minor| minor.to_string()).unwrap_or_default();
+        let minor = |plan: &VolumePlan| {
+            plan.minor
+                .map(|minor| minor.to_string())
+                .unwrap_or_default()
+        };
         let disk = |plan: &VolumePlan| {
-            plan.disk.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string())
+            plan.disk
+                .as_ref()
+                .map_or_else(|| "none".to_owned(), |path| path.display().to_string())
         };
         set("DRBD_VOLUME".into(), list(&|plan| plan.number.to_string()));
         set("DRBD_MINOR".into(), list(&minor));
@@ -72,10 +85,20 @@ impl HandlerCall {
         for (node, name) in &plan.node_names {
             set(format!("DRBD_NODE_ID_{node}"), name.clone());
         }
-        set("DRBD_PEERS".into(), plan.peers.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>().join(" "));
+        set(
+            "DRBD_PEERS".into(),
+            plan.peers
+                .iter()
+                .map(|peer| peer.name.as_str())
+                .collect::<Vec<_>>()
+                .join(" "),
+        );
         // An event that concerns no peer in particular concerns the only one there is.
         let only = || (plan.peers.len() == 1).then(|| &plan.peers[0]);
-        if let Some(peer) = peer.and_then(|node| plan.peers.iter().find(|peer| peer.node_id == node)).or_else(only) {
+        if let Some(peer) = peer
+            .and_then(|node| plan.peers.iter().find(|peer| peer.node_id == node))
+            .or_else(only)
+        {
             set_peer(&mut environment, peer, status);
         }
         HandlerCall {
@@ -93,7 +116,10 @@ fn set_peer(environment: &mut BTreeMap<String, String>, peer: &PeerPlan, status:
         IpAddr::V4(_) => "ipv4",
         IpAddr::V6(_) => "ipv6",
     };
-    let state = status.peers.iter().find(|known| known.node_id == peer.node_id);
+    let state = status
+        .peers
+        .iter()
+        .find(|known| known.node_id == peer.node_id);
     for (key, value) in [
         ("DRBD_PEER", peer.name.clone()),
         ("DRBD_PEER_NODE_ID", peer.node_id.to_string()),
@@ -101,7 +127,12 @@ fn set_peer(environment: &mut BTreeMap<String, String>, peer: &PeerPlan, status:
         ("DRBD_PEER_AF", family(&peer.remote).to_owned()),
         ("DRBD_MY_ADDRESS", peer.local.ip().to_string()),
         ("DRBD_MY_AF", family(&peer.local).to_owned()),
-        ("DRBD_CSTATE", state.map(|state| state.connection.to_string()).unwrap_or_default()),
+        (
+            "DRBD_CSTATE",
+            state
+                .map(|state| state.connection.to_string())
+                .unwrap_or_default(),
+        ),
     ] {
         environment.insert(key.to_owned(), value);
     }
@@ -145,7 +176,10 @@ async fn run(call: &HandlerCall, configuration: &str) -> Option<ExitStatus> {
         .env_clear()
         .env("HOME", "/")
         .env("TERM", "linux")
-        .env("PATH", "/sbin:/usr/sbin:/bin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+        .env(
+            "PATH",
+            "/sbin:/usr/sbin:/bin:/usr/bin:/usr/local/sbin:/usr/local/bin",
+        )
         .env("DRBD_CONF", configuration)
         .envs(&call.environment)
         .current_dir("/")
@@ -164,7 +198,12 @@ async fn run(call: &HandlerCall, configuration: &str) -> Option<ExitStatus> {
     let group = child.id();
     let stdout = child.stdout.take();
     let stderr = child.stderr.take();
-    let output = async { tokio::join!(log_lines(resource, name, stdout), log_lines(resource, name, stderr)) };
+    let output = async {
+        tokio::join!(
+            log_lines(resource, name, stdout),
+            log_lines(resource, name, stderr)
+        )
+    };
     let whole = async {
         // A grandchild in the background may hold the pipes open: the end of the shell counts.
         tokio::select! {
@@ -183,7 +222,10 @@ async fn run(call: &HandlerCall, configuration: &str) -> Option<ExitStatus> {
             None
         }
         Err(_) => {
-            warn!("{resource}: handler {name} did not end within {} s and is killed", call.timeout.as_secs());
+            warn!(
+                "{resource}: handler {name} did not end within {} s and is killed",
+                call.timeout.as_secs()
+            );
             if let Some(group) = group.and_then(|group| i32::try_from(group).ok()) {
                 let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
             }
@@ -201,6 +243,9 @@ async fn log_lines(resource: &str, name: &str, stream: Option<impl AsyncRead + U
     let Some(stream) = stream else { return };
     let mut lines = BufReader::new(stream.take(OUTPUT_BYTES)).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
-        info!("{resource}: handler {name}: {}", String::from_utf8_lossy(&line).escape_debug());
+        info!(
+            "{resource}: handler {name}: {}",
+            String::from_utf8_lossy(&line).escape_debug()
+        );
     }
 }

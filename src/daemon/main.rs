@@ -9,7 +9,8 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let arguments = qrbdd::Arguments::parse();
     // What the transport says of sessions, each resource says in its own words.
-    let filter = EnvFilter::try_from_env("QRBD_LOG").unwrap_or_else(|_| EnvFilter::new("info,qrbd_transport=warn"));
+    let filter = EnvFilter::try_from_env("QRBD_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,qrbd_transport=error"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -39,7 +39,10 @@ impl EnginePayload {
     /// The bytes of a frame; `credit` is given back with the last clone.
     #[must_use]
     pub fn received(data: qrbd_disk::Payload, credit: Arc<Credit>) -> Self {
-        EnginePayload { data, credit: Some(credit) }
+        EnginePayload {
+            data,
+            credit: Some(credit),
+        }
     }
 
     /// What the peer is charged for these bytes, to be kept as long as they are in use.
@@ -75,7 +78,8 @@ impl qrbd_engine::Payload for EnginePayload {
     fn is_zero(&self) -> bool {
         // Most data differ from zero in the first words; the rest goes by 16 bytes, which the compiler makes vectors of.
         let (chunks, rest) = self.data.as_chunks::<16>();
-        chunks.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0) && rest.iter().all(|&byte| byte == 0)
+        chunks.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0)
+            && rest.iter().all(|&byte| byte == 0)
     }
 }
 
@@ -120,7 +124,10 @@ mod tests {
             for at in [0, length / 2, length - 1] {
                 let mut bytes = vec![0; length];
                 bytes[at] = 1;
-                assert!(!EnginePayload::from(pool.copy_from(&bytes)).is_zero(), "byte {at} of {length}");
+                assert!(
+                    !EnginePayload::from(pool.copy_from(&bytes)).is_zero(),
+                    "byte {at} of {length}"
+                );
             }
         }
     }

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use qrbd_config::{AfterSplitBrain0Primaries, DiskSource, Handlers, MetaDisk, NetOptions, OnIoError, Resource};
+use qrbd_config::{
+    AfterSplitBrain0Primaries, DiskSource, Handlers, MetaDisk, NetOptions, OnIoError, Resource,
+};
 use qrbd_engine::EngineConfig;
 use qrbd_engine::config::{PeerConfig, VolumeConfig};
 use qrbd_engine::split_brain::{Policies, Policy};
@@ -98,7 +100,11 @@ impl ResourcePlan {
         Some(ResourcePlan {
             name: resource.name.clone(),
             node_id: NodeId(local.node_id),
-            node_names: resource.nodes.iter().map(|node| (node.node_id, node.name.clone())).collect(),
+            node_names: resource
+                .nodes
+                .iter()
+                .map(|node| (node.node_id, node.name.clone()))
+                .collect(),
             volumes,
             peers,
             handlers: resource.handlers.clone(),
@@ -124,16 +130,29 @@ impl ResourcePlan {
 
     /// Name of a node, its number if the configuration does not know it.
     pub(crate) fn node_name(&self, node: NodeId) -> String {
-        self.node_names.get(&node.0).cloned().unwrap_or_else(|| format!("node-id {node}"))
+        self.node_names
+            .get(&node.0)
+            .cloned()
+            .unwrap_or_else(|| format!("node-id {node}"))
     }
 
     /// True if a running engine with this plan can go on under `other`: nothing differs that an engine is made with.
     pub(crate) fn same_engine(&self, other: &ResourcePlan) -> bool {
-        let volumes = |plan: &ResourcePlan| plan.volumes.iter().map(VolumePlan::engine_facts).collect::<Vec<_>>();
-        let peers = |plan: &ResourcePlan| {
-            plan.peers.iter().map(|peer| (peer.node_id, peer.engine_facts())).collect::<Vec<_>>()
+        let volumes = |plan: &ResourcePlan| {
+            plan.volumes
+                .iter()
+                .map(VolumePlan::engine_facts)
+                .collect::<Vec<_>>()
         };
-        self.node_id == other.node_id && volumes(self) == volumes(other) && peers(self) == peers(other)
+        let peers = |plan: &ResourcePlan| {
+            plan.peers
+                .iter()
+                .map(|peer| (peer.node_id, peer.engine_facts()))
+                .collect::<Vec<_>>()
+        };
+        self.node_id == other.node_id
+            && volumes(self) == volumes(other)
+            && peers(self) == peers(other)
     }
 }
 
@@ -148,7 +167,11 @@ impl VolumePlan {
     }
 
     fn engine_facts(&self) -> (VolumeNumber, bool, bool) {
-        (self.number, self.disk_flushes, self.on_io_error == OnIoError::PassOn)
+        (
+            self.number,
+            self.disk_flushes,
+            self.on_io_error == OnIoError::PassOn,
+        )
     }
 }
 
@@ -168,7 +191,8 @@ impl PeerPlan {
             timeout: net.timeout_ms,
             ko_count: net.ko_count,
             max_epoch_size: net.max_epoch_size,
-            resync_window_bytes: (u64::from(net.max_buffers) * BUFFER_BYTES).max(LEAST_RESYNC_WINDOW_BYTES),
+            resync_window_bytes: (u64::from(net.max_buffers) * BUFFER_BYTES)
+                .max(LEAST_RESYNC_WINDOW_BYTES),
             ..PeerConfig::new(self.node_id)
         }
     }
@@ -178,15 +202,29 @@ impl PeerPlan {
         (
             config.protocol,
             config.policies,
-            [config.ping_interval, config.ping_timeout, config.timeout, config.resync_window_bytes],
+            [
+                config.ping_interval,
+                config.ping_timeout,
+                config.timeout,
+                config.resync_window_bytes,
+            ],
             [config.ko_count, config.max_epoch_size],
         )
     }
 
     /// True if the connection itself (not the engine) must be made anew to follow `other`.
     pub(crate) fn same_connection(&self, other: &PeerPlan) -> bool {
-        (self.local, self.remote, &self.net.shared_secret, self.net.connect_int_ms)
-            == (other.local, other.remote, &other.net.shared_secret, other.net.connect_int_ms)
+        (
+            self.local,
+            self.remote,
+            &self.net.shared_secret,
+            self.net.connect_int_ms,
+        ) == (
+            other.local,
+            other.remote,
+            &other.net.shared_secret,
+            other.net.connect_int_ms,
+        )
     }
 }
 
@@ -200,7 +238,10 @@ fn protocol(protocol: qrbd_config::Protocol) -> Protocol {
 
 fn policies(net: &NetOptions, is_this_node: impl Fn(&str) -> bool) -> Policies {
     use AfterSplitBrain0Primaries as After;
-    let word = |word: &str| word.parse().expect("the words of the configuration are those of the engine");
+    let word = |word: &str| {
+        word.parse()
+            .expect("the words of the configuration are those of the engine")
+    };
     Policies {
         after_sb_0pri: match &net.after_sb_0pri {
             After::Disconnect => Policy::Disconnect,
@@ -247,22 +288,48 @@ mod tests {
             "ping-int 7; ping-timeout 4; timeout 50; ko-count 3; max-epoch-size 100; max-buffers 4096; protocol B;",
         );
         let config = plan.engine([1, 2]);
-        assert_eq!((config.node_id, config.peers[0].node_id), (NodeId(0), NodeId(1)));
+        assert_eq!(
+            (config.node_id, config.peers[0].node_id),
+            (NodeId(0), NodeId(1))
+        );
         let peer = &config.peers[0];
-        assert_eq!((peer.ping_interval, peer.ping_timeout, peer.timeout), (7_000, 400, 5_000));
+        assert_eq!(
+            (peer.ping_interval, peer.ping_timeout, peer.timeout),
+            (7_000, 400, 5_000)
+        );
         assert_eq!((peer.ko_count, peer.max_epoch_size), (3, 100));
-        assert_eq!((peer.resync_window_bytes, peer.protocol), (16 << 20, Protocol::B));
-        assert_eq!((config.volumes[0].al_extents, config.volumes[0].detach_on_io_error), (67, false));
+        assert_eq!(
+            (peer.resync_window_bytes, peer.protocol),
+            (16 << 20, Protocol::B)
+        );
+        assert_eq!(
+            (
+                config.volumes[0].al_extents,
+                config.volumes[0].detach_on_io_error
+            ),
+            (67, false)
+        );
     }
 
     #[test]
     fn a_named_loser_of_a_split_brain_is_local_on_one_node_and_remote_on_the_other() {
         let net = "after-sb-0pri discard-node-bob; after-sb-1pri call-pri-lost-after-sb;";
-        let (alice, bob) = (plan("alice", net).engine([0; 2]), plan("bob", net).engine([0; 2]));
+        let (alice, bob) = (
+            plan("alice", net).engine([0; 2]),
+            plan("bob", net).engine([0; 2]),
+        );
         assert_eq!(alice.peers[0].policies.after_sb_0pri, Policy::DiscardRemote);
         assert_eq!(bob.peers[0].policies.after_sb_0pri, Policy::DiscardLocal);
-        assert_eq!(alice.peers[0].policies.contradiction(&bob.peers[0].policies), None);
-        assert_eq!(bob.peers[0].policies.after_sb_1pri, Policy::CallPriLostAfterSb);
+        assert_eq!(
+            alice.peers[0]
+                .policies
+                .contradiction(&bob.peers[0].policies),
+            None
+        );
+        assert_eq!(
+            bob.peers[0].policies.after_sb_1pri,
+            Policy::CallPriLostAfterSb
+        );
     }
 
     #[test]
@@ -282,13 +349,26 @@ mod tests {
             ),
             (
                 "after-sb-1pri",
-                &["disconnect", "consensus", "violently-as0p", "discard-secondary", "call-pri-lost-after-sb"],
+                &[
+                    "disconnect",
+                    "consensus",
+                    "violently-as0p",
+                    "discard-secondary",
+                    "call-pri-lost-after-sb",
+                ],
             ),
-            ("after-sb-2pri", &["disconnect", "violently-as0p", "call-pri-lost-after-sb"]),
+            (
+                "after-sb-2pri",
+                &["disconnect", "violently-as0p", "call-pri-lost-after-sb"],
+            ),
         ] {
             for word in words {
                 let config = plan("alice", &format!("{option} {word};")).engine([0; 2]);
-                assert_eq!(config.peers[0].policies.validate(), Ok(()), "{option} {word}");
+                assert_eq!(
+                    config.peers[0].policies.validate(),
+                    Ok(()),
+                    "{option} {word}"
+                );
             }
         }
     }

@@ -38,7 +38,10 @@ const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// # Errors
 /// If it cannot start: another daemon runs, a directory cannot be used, the kernel lacks io_uring.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?;
     let local = tokio::task::LocalSet::new();
     let result = local.block_on(&runtime, main(arguments));
     // Helper threads that hang in a disk must not keep the process.
@@ -50,10 +53,14 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn main(arguments: Arguments) -> anyhow::Result<()> {
     let node = match arguments.node {
         Some(node) => node,
-        None => nix::unistd::gethostname().context("the host name is not known: use --node")?.to_string_lossy().into_owned(),
+        None => nix::unistd::gethostname()
+            .context("the host name is not known: use --node")?
+            .to_string_lossy()
+            .into_owned(),
     };
     let run_dir = &arguments.run_dir;
-    std::fs::create_dir_all(run_dir).with_context(|| format!("the directory {} cannot be made", run_dir.display()))?;
+    std::fs::create_dir_all(run_dir)
+        .with_context(|| format!("the directory {} cannot be made", run_dir.display()))?;
     let _lock = lock(run_dir)?;
     let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("no signal handler")?;
@@ -61,26 +68,52 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
     let mut hang_up = signal(SignalKind::hangup()).context("no signal handler")?;
 
     // The working directory may change for handlers; paths must not.
-    let configuration = std::path::absolute(&arguments.config_file).context("the path of the configuration")?;
-    let daemon = Daemon::new(Places { configuration, node: node.clone() }, arguments.key_file)?;
+    let configuration =
+        std::path::absolute(&arguments.config_file).context("the path of the configuration")?;
+    let daemon = Daemon::new(
+        Places {
+            configuration,
+            node: node.clone(),
+        },
+        arguments.key_file,
+    )?;
     let socket = run_dir.join(SOCKET_NAME);
     let listener = control_socket::bind(&socket)?;
     tokio::task::spawn_local(control_socket::serve(daemon.clone(), listener));
-    info!("qrbdd {} is node {node}, control socket {}", env!("CARGO_PKG_VERSION"), socket.display());
+    info!(
+        "qrbdd {} is node {node}, control socket {}",
+        env!("CARGO_PKG_VERSION"),
+        socket.display()
+    );
     let nbd_socket = run_dir.join(NBD_SOCKET_NAME);
-    let clients = front::bind_unix(&nbd_socket).with_context(|| format!("the socket {} cannot be made", nbd_socket.display()))?;
+    let clients = front::bind_unix(&nbd_socket)
+        .with_context(|| format!("the socket {} cannot be made", nbd_socket.display()))?;
     let (end_clients, clients_end) = oneshot::channel::<()>();
-    let front = tokio::task::spawn_local(front::serve_unix(daemon.volumes.clone(), clients, async {
-        // Its sender goes with the daemon at the latest.
-        let _ = clients_end.await;
-    }));
+    let front =
+        tokio::task::spawn_local(front::serve_unix(daemon.volumes.clone(), clients, async {
+            // Its sender goes with the daemon at the latest.
+            let _ = clients_end.await;
+        }));
     tell_service_manager("READY=1");
     for name in arguments.up {
-        let target = if name == "all" { Target::all() } else { Target::resource(&name) };
+        let target = if name == "all" {
+            Target::all()
+        } else {
+            Target::resource(&name)
+        };
         let daemon = daemon.clone();
         tokio::task::spawn_local(async move {
             let (progress, _) = mpsc::channel(1);
-            match commands::carry_out(&daemon, Request { command: Command::Up, target }, &progress).await {
+            match commands::carry_out(
+                &daemon,
+                Request {
+                    command: Command::Up,
+                    target,
+                },
+                &progress,
+            )
+            .await
+            {
                 Response::Refused(refusal) => error!("{}", refusal.message(&name)),
                 Response::Ok { text } if !text.is_empty() => warn!("{text}"),
                 _ => {}
@@ -102,7 +135,10 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
     // Clients get the answers to what they asked, then nobody has anything open.
     let _ = end_clients.send(());
     if tokio::time::timeout(CLIENT_PATIENCE, front).await.is_err() {
-        warn!("NBD clients did not go within {} s", CLIENT_PATIENCE.as_secs());
+        warn!(
+            "NBD clients did not go within {} s",
+            CLIENT_PATIENCE.as_secs()
+        );
     }
     daemon.shut_down(STOP_PATIENCE).await;
     info!("stopped");
@@ -128,23 +164,38 @@ fn lock(run_dir: &Path) -> anyhow::Result<Flock<File>> {
                 "" => String::new(),
                 pid => format!(" (process {pid})"),
             };
-            bail!("another qrbdd{holder} uses {}: stop it, or give this one its own --run-dir", run_dir.display());
+            bail!(
+                "another qrbdd{holder} uses {}: stop it, or give this one its own --run-dir",
+                run_dir.display()
+            );
         }
-        Err((_, errno)) => return Err(io::Error::from(errno)).with_context(|| format!("{} cannot be locked", path.display())),
+        Err((_, errno)) => {
+            return Err(io::Error::from(errno))
+                .with_context(|| format!("{} cannot be locked", path.display()));
+        }
     };
-    locked.set_len(0).and_then(|()| writeln!(locked, "{}", std::process::id())).with_context(|| format!("{} cannot be written", path.display()))?;
+    locked
+        .set_len(0)
+        .and_then(|()| writeln!(locked, "{}", std::process::id()))
+        .with_context(|| format!("{} cannot be written", path.display()))?;
     Ok(locked)
 }
 
 /// `sd_notify`: nothing happens without a service manager.
 fn tell_service_manager(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     let address = match path.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
         _ => SocketAddr::from_pathname(&path),
     };
-    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
-        warn!("the service manager at {} was not told {state}: {error}", path.display());
+        warn!(
+            "the service manager at {} was not told {state}: {error}",
+            path.display()
+        );
     }
 }

@@ -36,7 +36,11 @@ impl TcpFronts {
     ///
     /// # Errors
     /// A text that names the address, if it cannot be used.
-    pub(crate) fn place(&self, shared: &Rc<Shared>, address: Option<SocketAddr>) -> Result<(), String> {
+    pub(crate) fn place(
+        &self,
+        shared: &Rc<Shared>,
+        address: Option<SocketAddr>,
+    ) -> Result<(), String> {
         let mut listeners = self.listeners.borrow_mut();
         let there = |listener: &Listener| listener.volumes.get(&shared.name).is_some();
         for (other, listener) in &*listeners {
@@ -45,12 +49,16 @@ impl TcpFronts {
             }
         }
         listeners.retain(|at, listener| Some(*at) == address || !listener.volumes.is_empty());
-        let Some(address) = address else { return Ok(()) };
+        let Some(address) = address else {
+            return Ok(());
+        };
         if let Some(listener) = listeners.get(&address) {
             listener.volumes.insert(shared);
             return Ok(());
         }
-        let listener = open(address).map_err(|error| format!("NBD address {address} (nbd-listen) cannot be used: {error}"))?;
+        let listener = open(address).map_err(|error| {
+            format!("NBD address {address} (nbd-listen) cannot be used: {error}")
+        })?;
         info!("NBD clients are served at {address}");
         let volumes = Volumes::default();
         volumes.insert(shared);
@@ -59,20 +67,32 @@ impl TcpFronts {
             // The sender is dropped with the listener.
             let _ = closed.await;
         }));
-        listeners.insert(address, Listener { volumes, _open: open });
+        listeners.insert(
+            address,
+            Listener {
+                volumes,
+                _open: open,
+            },
+        );
         Ok(())
     }
 
     /// The resource is not served any more.
     pub(crate) fn remove(&self, name: &str) {
         let mut listeners = self.listeners.borrow_mut();
-        listeners.values().for_each(|listener| listener.volumes.remove(name));
+        listeners
+            .values()
+            .for_each(|listener| listener.volumes.remove(name));
         listeners.retain(|_, listener| !listener.volumes.is_empty());
     }
 }
 
 fn open(address: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

@@ -72,13 +72,17 @@ pub struct Volumes {
 
 impl fmt::Debug for Volumes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.resources.borrow().keys()).finish()
+        f.debug_set()
+            .entries(self.resources.borrow().keys())
+            .finish()
     }
 }
 
 impl Volumes {
     pub(crate) fn insert(&self, shared: &Rc<Shared>) {
-        self.resources.borrow_mut().insert(shared.name.to_string(), Rc::clone(shared));
+        self.resources
+            .borrow_mut()
+            .insert(shared.name.to_string(), Rc::clone(shared));
     }
 
     pub(crate) fn remove(&self, name: &str) {
@@ -100,7 +104,10 @@ impl Volumes {
     /// Every volume of every resource that is up, by name.
     #[must_use]
     pub fn exports(&self) -> Vec<ExportDescription> {
-        self.all().iter().flat_map(|shared| shared.exports()).collect()
+        self.all()
+            .iter()
+            .flat_map(|shared| shared.exports())
+            .collect()
     }
 
     /// Opens the volume called `name` (`r0`, `r0/1`; empty: the only one there is).
@@ -111,13 +118,19 @@ impl Volumes {
         let exports = self.exports();
         let known = || {
             let names: Vec<&str> = exports.iter().map(|export| export.name.as_str()).collect();
-            if names.is_empty() { "no resource is up".to_owned() } else { format!("there are: {}", names.join(", ")) }
+            if names.is_empty() {
+                "no resource is up".to_owned()
+            } else {
+                format!("there are: {}", names.join(", "))
+            }
         };
         let found = match (name, &exports[..]) {
             ("", [only]) => Some(only),
             ("", _) => None,
             (name, exports) => exports.iter().find(|export| {
-                export.name == name || (export.volume == 0 && name.strip_suffix("/0") == Some(export.resource.as_str()))
+                export.name == name
+                    || (export.volume == 0
+                        && name.strip_suffix("/0") == Some(export.resource.as_str()))
             }),
         };
         let Some(export) = found else {
@@ -125,18 +138,32 @@ impl Volumes {
                 "" => format!("an export must be named, {}", known()),
                 _ => format!("no export '{name}', {}", known()),
             };
-            return Err(OpenRefusal { kind: OpenRefusalKind::Unknown, text });
+            return Err(OpenRefusal {
+                kind: OpenRefusalKind::Unknown,
+                text,
+            });
         };
         if !export.openable {
             let text = match &export.primary {
                 Some(primary) => {
-                    format!("resource {} is {} on this node; {primary} is Primary", export.resource, export.role)
+                    format!(
+                        "resource {} is {} on this node; {primary} is Primary",
+                        export.resource, export.role
+                    )
                 }
-                None => format!("resource {} is {} on this node", export.resource, export.role),
+                None => format!(
+                    "resource {} is {} on this node",
+                    export.resource, export.role
+                ),
             };
-            return Err(OpenRefusal { kind: OpenRefusalKind::Policy, text });
+            return Err(OpenRefusal {
+                kind: OpenRefusalKind::Policy,
+                text,
+            });
         }
-        let shared = self.get(&export.resource).expect("an export belongs to a resource that is up");
+        let shared = self
+            .get(&export.resource)
+            .expect("an export belongs to a resource that is up");
         let number = VolumeNumber(export.volume);
         shared.change_openers(number, 1);
         let completions = Rc::new(CompletionQueue::default());
@@ -185,7 +212,11 @@ impl CompletionQueue {
     }
 
     /// Moves all completions to the end of `target`; ready if there was at least one, otherwise the task is woken when there is.
-    pub fn poll_take(&self, context: &mut Context<'_>, target: &mut Vec<(u64, Completed)>) -> Poll<()> {
+    pub fn poll_take(
+        &self,
+        context: &mut Context<'_>,
+        target: &mut Vec<(u64, Completed)>,
+    ) -> Poll<()> {
         if self.take(target) > 0 {
             return Poll::Ready(());
         }

@@ -18,11 +18,18 @@ use crate::plan::ResourcePlan;
 use crate::resource::Shared;
 
 /// `up` and `adjust`.
-pub(super) async fn up(daemon: &Rc<Daemon>, target: &Target, progress: &ProgressSender) -> Response {
+pub(super) async fn up(
+    daemon: &Rc<Daemon>,
+    target: &Target,
+    progress: &ProgressSender,
+) -> Response {
     let loaded = daemon.configuration();
     let names: Vec<String> = match &target.resource {
         Some(name) => vec![name.clone()],
-        None => loaded.local_resources().map(|resource| resource.name.clone()).collect(),
+        None => loaded
+            .local_resources()
+            .map(|resource| resource.name.clone())
+            .collect(),
     };
     let mut first = None;
     let mut hints = Vec::new();
@@ -43,7 +50,9 @@ pub(super) async fn up(daemon: &Rc<Daemon>, target: &Target, progress: &Progress
     }
     match first {
         Some(refusal) => Response::Refused(refusal),
-        None => Response::Ok { text: hints.join("\n") },
+        None => Response::Ok {
+            text: hints.join("\n"),
+        },
     }
 }
 
@@ -51,7 +60,11 @@ pub(super) async fn up(daemon: &Rc<Daemon>, target: &Target, progress: &Progress
 ///
 /// # Errors
 /// The first refusal.
-pub(crate) async fn up_one(daemon: &Rc<Daemon>, plan: ResourcePlan, progress: &ProgressSender) -> Result<Vec<String>, Refusal> {
+pub(crate) async fn up_one(
+    daemon: &Rc<Daemon>,
+    plan: ResourcePlan,
+    progress: &ProgressSender,
+) -> Result<Vec<String>, Refusal> {
     let lock = daemon.lock(&plan.name);
     let _guard = lock.lock().await;
     let running = match daemon.volumes.get(&plan.name) {
@@ -62,7 +75,9 @@ pub(crate) async fn up_one(daemon: &Rc<Daemon>, plan: ResourcePlan, progress: &P
         Some(shared) => shared,
         None => {
             info!("{}: up", plan.name);
-            daemon.start(plan.clone()).map_err(|error| Refusal::other(format!("{error:#}"), 10))?
+            daemon
+                .start(plan.clone())
+                .map_err(|error| Refusal::other(format!("{error:#}"), 10))?
         }
     };
     let mut first = None;
@@ -72,29 +87,45 @@ pub(crate) async fn up_one(daemon: &Rc<Daemon>, plan: ResourcePlan, progress: &P
         hints.push(format!("{}: {text}", plan.name));
     }
     for volume in &plan.volumes {
-        let diskless = shared.status().volumes.iter().any(|status| {
-            status.number == volume.number && status.disk == DiskState::Diskless
-        });
+        let diskless = shared
+            .status()
+            .volumes
+            .iter()
+            .any(|status| status.number == volume.number && status.disk == DiskState::Diskless);
         if volume.disk.is_some() && diskless {
             tell(progress, &plan.name, Some(volume.number), "attaching");
             if let Err(refusal) = attach_one(&shared, volume.number).await {
-                warn!("{}", refusal.message(&format!("{}/{}", plan.name, volume.number)));
+                warn!(
+                    "{}",
+                    refusal.message(&format!("{}/{}", plan.name, volume.number))
+                );
                 first.get_or_insert(refusal);
             }
         }
     }
     for peer in &plan.peers {
         if connection(&shared, peer.node_id) == Some(ConnectionState::StandAlone) {
-            let order = Order::Connect { peer: peer.node_id, discard_my_data: false };
+            let order = Order::Connect {
+                peer: peer.node_id,
+                discard_my_data: false,
+            };
             if let Err(refusal) = shared.command(order).await {
                 first.get_or_insert(explained(&shared, refusal));
             }
         }
-        if let Some(trouble) = shared.trouble_with(peer.node_id).filter(|trouble| trouble.here) {
+        if let Some(trouble) = shared
+            .trouble_with(peer.node_id)
+            .filter(|trouble| trouble.here)
+        {
             if trouble.local_address {
-                first.get_or_insert(Refusal::from(KernelError::LocalAddress).with_detail(trouble.text));
+                first.get_or_insert(
+                    Refusal::from(KernelError::LocalAddress).with_detail(trouble.text),
+                );
             } else {
-                hints.push(format!("{}: not connected to {}: {}", plan.name, peer.name, trouble.text));
+                hints.push(format!(
+                    "{}: not connected to {}: {}",
+                    plan.name, peer.name, trouble.text
+                ));
             }
         }
     }
@@ -106,7 +137,11 @@ pub(crate) async fn up_one(daemon: &Rc<Daemon>, plan: ResourcePlan, progress: &P
 
 /// Brings a running resource to a new plan as far as that goes without disks and connections. `None`: it was taken down, to be made
 /// anew.
-async fn follow(daemon: &Rc<Daemon>, shared: Rc<Shared>, plan: &ResourcePlan) -> Result<Option<Rc<Shared>>, Refusal> {
+async fn follow(
+    daemon: &Rc<Daemon>,
+    shared: Rc<Shared>,
+    plan: &ResourcePlan,
+) -> Result<Option<Rc<Shared>>, Refusal> {
     let old = shared.plan();
     if old == *plan {
         return Ok(Some(shared));
@@ -117,14 +152,21 @@ async fn follow(daemon: &Rc<Daemon>, shared: Rc<Shared>, plan: &ResourcePlan) ->
                        to be taken down and up, which 'adjust' does not do to a Primary; nothing was changed";
             return Err(Refusal::from(KernelError::ResourceInUse).with_detail(why));
         }
-        info!("{}: the changed options need the resource to be taken down and up", plan.name);
+        info!(
+            "{}: the changed options need the resource to be taken down and up",
+            plan.name
+        );
         down_one(daemon, &shared).await?;
         return Ok(None);
     }
     let moved: Vec<_> = plan
         .peers
         .iter()
-        .filter(|peer| old.peers.iter().any(|other| other.node_id == peer.node_id && !other.same_connection(peer)))
+        .filter(|peer| {
+            old.peers
+                .iter()
+                .any(|other| other.node_id == peer.node_id && !other.same_connection(peer))
+        })
         .collect();
     for peer in &moved {
         disconnect(&shared, peer.node_id).await?;
@@ -135,11 +177,19 @@ async fn follow(daemon: &Rc<Daemon>, shared: Rc<Shared>, plan: &ResourcePlan) ->
 }
 
 fn connection(shared: &Shared, peer: NodeId) -> Option<ConnectionState> {
-    shared.status().peers.iter().find(|status| status.node_id == peer).map(|status| status.connection)
+    shared
+        .status()
+        .peers
+        .iter()
+        .find(|status| status.node_id == peer)
+        .map(|status| status.connection)
 }
 
 async fn disconnect(shared: &Shared, peer: NodeId) -> Result<(), Refusal> {
-    match shared.command(Order::Disconnect { peer, force: false }).await {
+    match shared
+        .command(Order::Disconnect { peer, force: false })
+        .await
+    {
         Ok(()) => Ok(()),
         Err(refusal) => match explained(shared, refusal) {
             refusal if refusal.exit_code == 0 => Ok(()),
@@ -201,7 +251,12 @@ pub(super) async fn attach(daemon: &Rc<Daemon>, target: &Target) -> Response {
 async fn attach_one(shared: &Rc<Shared>, number: VolumeNumber) -> Result<(), Refusal> {
     let plan = shared.plan();
     let volume = plan.volume(number).ok_or(KernelError::MinorInvalid)?;
-    if shared.status().volumes.iter().any(|status| status.number == number && status.disk != DiskState::Diskless) {
+    if shared
+        .status()
+        .volumes
+        .iter()
+        .any(|status| status.number == number && status.disk != DiskState::Diskless)
+    {
         return Err(KernelError::DiskConfigured.into());
     }
     let Some(disk) = volume.disk.clone() else {
@@ -223,18 +278,25 @@ async fn attach_one(shared: &Rc<Shared>, number: VolumeNumber) -> Result<(), Ref
     for notice in &attached.notices {
         warn!("{object}: {notice}");
     }
-    shared.attach(number, attached).await.map_err(|refusal| explained(shared, refusal))
+    shared
+        .attach(number, attached)
+        .await
+        .map_err(|refusal| explained(shared, refusal))
 }
 
 /// `down`: not configured is success.
 pub(super) async fn down(daemon: &Rc<Daemon>, target: &Target) -> Response {
-    let Ok(meant) = resources(daemon, target) else { return answer(None) };
+    let Ok(meant) = resources(daemon, target) else {
+        return answer(None);
+    };
     let mut first = None;
     for shared in meant {
         let lock = daemon.lock(&shared.name);
         let _guard = lock.lock().await;
         // It may have gone while this waited.
-        let Some(shared) = daemon.volumes.get(&shared.name) else { continue };
+        let Some(shared) = daemon.volumes.get(&shared.name) else {
+            continue;
+        };
         if let Err(refusal) = down_one(daemon, &shared).await {
             first.get_or_insert(refusal);
         }
@@ -244,13 +306,22 @@ pub(super) async fn down(daemon: &Rc<Daemon>, target: &Target) -> Response {
 
 async fn down_one(daemon: &Daemon, shared: &Rc<Shared>) -> Result<(), Refusal> {
     let refused = |refusal| explained(shared, refusal);
-    shared.command(Order::Demote { force: false }).await.map_err(refused)?;
+    shared
+        .command(Order::Demote { force: false })
+        .await
+        .map_err(refused)?;
     let plan = shared.plan();
     for peer in &plan.peers {
         disconnect(shared, peer.node_id).await?;
     }
     for volume in &plan.volumes {
-        shared.command(Order::Detach { volume: volume.number, force: false }).await.map_err(refused)?;
+        shared
+            .command(Order::Detach {
+                volume: volume.number,
+                force: false,
+            })
+            .await
+            .map_err(refused)?;
     }
     info!("{}: down", plan.name);
     daemon.forget(shared).await;
@@ -261,7 +332,11 @@ async fn down_one(daemon: &Daemon, shared: &Rc<Shared>) -> Result<(), Refusal> {
 pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>) {
     if let Err(refusal) = down_one(daemon, shared).await {
         let held = matches!(refusal.kind, RefusalKind::StateChange(-12));
-        let why = if held { "clients have it open" } else { &refusal.text };
+        let why = if held {
+            "clients have it open"
+        } else {
+            &refusal.text
+        };
         warn!("{}: left as it is: {why}", shared.name);
         daemon.forget(shared).await;
     }

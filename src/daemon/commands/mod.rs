@@ -9,8 +9,8 @@ mod wait;
 use std::rc::Rc;
 
 use qrbd_control::{
-    Command, KernelError, Progress, Refusal, RefusalKind, Request, Response, StateChangeError, StatusReport, Target,
-    VersionInformation, refusal,
+    Command, KernelError, Progress, Refusal, RefusalKind, Request, Response, StateChangeError,
+    StatusReport, Target, VersionInformation, refusal,
 };
 use qrbd_engine::state;
 use qrbd_engine::units::{NodeId, VolumeNumber};
@@ -24,11 +24,18 @@ pub(crate) type ProgressSender = mpsc::Sender<Progress>;
 
 /// True for commands that only wait: they end with their client.
 pub(crate) fn only_waits(command: &Command) -> bool {
-    matches!(command, Command::WaitConnect { .. } | Command::WaitSync { .. })
+    matches!(
+        command,
+        Command::WaitConnect { .. } | Command::WaitSync { .. }
+    )
 }
 
 /// Carries out a request.
-pub(crate) async fn carry_out(daemon: &Rc<Daemon>, request: Request, progress: &ProgressSender) -> Response {
+pub(crate) async fn carry_out(
+    daemon: &Rc<Daemon>,
+    request: Request,
+    progress: &ProgressSender,
+) -> Response {
     let Request { command, target } = request;
     match command {
         Command::Version => Response::Version(VersionInformation {
@@ -37,13 +44,29 @@ pub(crate) async fn carry_out(daemon: &Rc<Daemon>, request: Request, progress: &
             configuration_file: daemon.places.configuration.display().to_string(),
             process_id: std::process::id(),
         }),
-        Command::Status | Command::Role | Command::Cstate | Command::Dstate => status(daemon, &target),
+        Command::Status | Command::Role | Command::Cstate | Command::Dstate => {
+            status(daemon, &target)
+        }
         Command::ShowGi | Command::GetGi => generations(daemon, &target),
         Command::WaitConnect { timeout_seconds } => {
-            wait::wait(daemon, &target, wait::Goal::Connected, timeout_seconds, progress).await
+            wait::wait(
+                daemon,
+                &target,
+                wait::Goal::Connected,
+                timeout_seconds,
+                progress,
+            )
+            .await
         }
         Command::WaitSync { timeout_seconds } => {
-            wait::wait(daemon, &target, wait::Goal::InSync, timeout_seconds, progress).await
+            wait::wait(
+                daemon,
+                &target,
+                wait::Goal::InSync,
+                timeout_seconds,
+                progress,
+            )
+            .await
         }
         Command::Up | Command::Adjust => lifecycle::up(daemon, &target, progress).await,
         Command::Down => lifecycle::down(daemon, &target).await,
@@ -71,7 +94,8 @@ fn volumes(shared: &Shared, target: &Target) -> Result<Vec<VolumeNumber>, Refusa
         None => Ok(all.collect()),
         Some(number) => match all.into_iter().find(|volume| volume.0 == number) {
             Some(volume) => Ok(vec![volume]),
-            None => Err(Refusal::from(KernelError::MinorInvalid).with_detail(format!("{} has no volume {number}", plan.name))),
+            None => Err(Refusal::from(KernelError::MinorInvalid)
+                .with_detail(format!("{} has no volume {number}", plan.name))),
         },
     }
 }
@@ -83,7 +107,8 @@ fn peers(shared: &Shared, target: &Target) -> Result<Vec<NodeId>, Refusal> {
         None => Ok(plan.peers.iter().map(|peer| peer.node_id).collect()),
         Some(name) => match plan.peers.iter().find(|peer| &peer.name == name) {
             Some(peer) => Ok(vec![peer.node_id]),
-            None => Err(Refusal::from(KernelError::InvalidPeerNodeId).with_detail(format!("{} has no peer '{name}'", plan.name))),
+            None => Err(Refusal::from(KernelError::InvalidPeerNodeId)
+                .with_detail(format!("{} has no peer '{name}'", plan.name))),
         },
     }
 }
@@ -93,15 +118,21 @@ fn status(daemon: &Daemon, target: &Target) -> Response {
         Ok(shared) => shared,
         Err(refusal) => return Response::Refused(refusal),
     };
-    let mut report = StatusReport { resources: shared.iter().map(|shared| shared.report()).collect() };
+    let mut report = StatusReport {
+        resources: shared.iter().map(|shared| shared.report()).collect(),
+    };
     for resource in &mut report.resources {
         if let Some(name) = &target.peer {
-            resource.connections.retain(|connection| &connection.name == name);
+            resource
+                .connections
+                .retain(|connection| &connection.name == name);
         }
         if let Some(number) = target.volume {
             resource.devices.retain(|device| device.volume == number);
             for connection in &mut resource.connections {
-                connection.peer_devices.retain(|device| device.volume == number);
+                connection
+                    .peer_devices
+                    .retain(|device| device.volume == number);
             }
         }
     }
@@ -115,7 +146,9 @@ fn generations(daemon: &Daemon, target: &Target) -> Response {
         Ok(shared) => {
             let reports = shared.iter().flat_map(|shared| shared.generations());
             Response::Generations(
-                reports.filter(|report| target.volume.is_none_or(|volume| volume == report.volume)).collect(),
+                reports
+                    .filter(|report| target.volume.is_none_or(|volume| volume == report.volume))
+                    .collect(),
             )
         }
     }
@@ -149,7 +182,11 @@ async fn for_engines(daemon: &Daemon, target: &Target, command: &Command) -> Res
 }
 
 /// What the engine is told.
-fn orders(shared: &Shared, target: &Target, command: &Command) -> Result<Vec<qrbd_engine::Command>, Refusal> {
+fn orders(
+    shared: &Shared,
+    target: &Target,
+    command: &Command,
+) -> Result<Vec<qrbd_engine::Command>, Refusal> {
     use qrbd_engine::Command as Order;
     let each_volume = |order: &dyn Fn(VolumeNumber) -> Order| -> Result<Vec<Order>, Refusal> {
         Ok(volumes(shared, target)?.into_iter().map(order).collect())
@@ -160,30 +197,44 @@ fn orders(shared: &Shared, target: &Target, command: &Command) -> Result<Vec<qrb
     let each_pair = |order: &dyn Fn(VolumeNumber, NodeId) -> Order| -> Result<Vec<Order>, Refusal> {
         let peers = peers(shared, target)?;
         let volumes = volumes(shared, target)?;
-        Ok(volumes.iter().flat_map(|&volume| peers.iter().map(move |&peer| order(volume, peer))).collect())
+        Ok(volumes
+            .iter()
+            .flat_map(|&volume| peers.iter().map(move |&peer| order(volume, peer)))
+            .collect())
     };
     match *command {
         Command::Detach { force } => each_volume(&|volume| Order::Detach { volume, force }),
-        Command::Connect { discard_my_data } => each_peer(&|peer| Order::Connect { peer, discard_my_data }),
+        Command::Connect { discard_my_data } => each_peer(&|peer| Order::Connect {
+            peer,
+            discard_my_data,
+        }),
         Command::Disconnect { force } => each_peer(&|peer| Order::Disconnect { peer, force }),
         Command::Primary { force } => Ok(vec![Order::Promote { force }]),
         Command::Secondary { force } => Ok(vec![Order::Demote { force }]),
         Command::Invalidate => each_volume(&|volume| Order::Invalidate { volume }),
-        Command::InvalidateRemote => each_pair(&|volume, peer| Order::InvalidateRemote { volume, peer }),
+        Command::InvalidateRemote => {
+            each_pair(&|volume, peer| Order::InvalidateRemote { volume, peer })
+        }
         Command::Outdate => each_volume(&|volume| Order::Outdate { volume }),
         Command::PauseSync => each_pair(&|volume, peer| Order::PauseSync { volume, peer }),
         Command::ResumeSync => each_pair(&|volume, peer| Order::ResumeSync { volume, peer }),
-        Command::NewCurrentUuid { clear_bitmap } => {
-            each_volume(&|volume| Order::NewCurrentUuid { volume, clear_bitmap })
-        }
-        ref other => Err(Refusal::other(format!("this daemon does not carry out {other:?}"), refusal::EXIT_FAILURE)),
+        Command::NewCurrentUuid { clear_bitmap } => each_volume(&|volume| Order::NewCurrentUuid {
+            volume,
+            clear_bitmap,
+        }),
+        ref other => Err(Refusal::other(
+            format!("this daemon does not carry out {other:?}"),
+            refusal::EXIT_FAILURE,
+        )),
     }
 }
 
 /// Done, or the refusal.
 fn answer(refusal: Option<Refusal>) -> Response {
     match refusal {
-        None => Response::Ok { text: String::new() },
+        None => Response::Ok {
+            text: String::new(),
+        },
         Some(refusal) => Response::Refused(refusal),
     }
 }
@@ -199,7 +250,12 @@ fn explained(shared: &Shared, found: state::Refusal) -> Refusal {
         .volumes
         .iter()
         .filter(|volume| volume.openers > 0)
-        .map(|volume| format!("{}/{}: {} clients have it open", shared.name, volume.number, volume.openers))
+        .map(|volume| {
+            format!(
+                "{}/{}: {} clients have it open",
+                shared.name, volume.number, volume.openers
+            )
+        })
         .collect();
     refusal.with_detail(holders.join("\n"))
 }
@@ -209,7 +265,10 @@ fn translated(found: state::Refusal) -> Refusal {
     let code = found.code();
     let text = found.text().to_owned();
     if let Some(error) = StateChangeError::from_number(code) {
-        return Refusal { text, ..Refusal::from(error) };
+        return Refusal {
+            text,
+            ..Refusal::from(error)
+        };
     }
     Refusal {
         kind: u16::try_from(code).map_or(RefusalKind::Other, RefusalKind::Kernel),
@@ -226,13 +285,25 @@ mod tests {
     #[test]
     fn refusals_keep_the_numbers_and_exit_codes_that_scripts_know() {
         let no_data = translated(state::Refusal::NoUpToDateDisk);
-        assert_eq!((no_data.kind, no_data.exit_code), (RefusalKind::StateChange(-2), 17));
-        assert_eq!(no_data.message("r0"), "r0: State change failed: (-2) Need access to UpToDate data");
+        assert_eq!(
+            (no_data.kind, no_data.exit_code),
+            (RefusalKind::StateChange(-2), 17)
+        );
+        assert_eq!(
+            no_data.message("r0"),
+            "r0: State change failed: (-2) Need access to UpToDate data"
+        );
         let held = translated(state::Refusal::DeviceInUse);
-        assert_eq!((held.text.as_str(), held.exit_code), ("Device is held open by someone", 11));
+        assert_eq!(
+            (held.text.as_str(), held.exit_code),
+            ("Device is held open by someone", 11)
+        );
         assert_eq!(translated(state::Refusal::LowerThanOutdated).exit_code, 5);
         assert_eq!(translated(state::Refusal::AlreadyStandAlone).exit_code, 0);
         let attached = translated(state::Refusal::DiskConfigured);
-        assert_eq!((attached.kind, attached.exit_code), (RefusalKind::Kernel(124), 10));
+        assert_eq!(
+            (attached.kind, attached.exit_code),
+            (RefusalKind::Kernel(124), 10)
+        );
     }
 }

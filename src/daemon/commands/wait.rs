@@ -44,13 +44,16 @@ pub(super) async fn wait(
         Ok(meant) => meant,
         Err(refusal) => return Response::Refused(refusal),
     };
-    let deadline = timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
+    let deadline =
+        timeout_seconds.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
     for shared in meant {
         if let Err(refusal) = wait_one(&shared, target, goal, deadline, progress).await {
             return Response::Refused(refusal);
         }
     }
-    Response::Ok { text: String::new() }
+    Response::Ok {
+        text: String::new(),
+    }
 }
 
 async fn wait_one(
@@ -70,10 +73,12 @@ async fn wait_one(
             Look::Missing(text) => text,
         };
         if Instant::now() >= report_at {
-            steps(&report, target, &missing).into_iter().for_each(|step| {
-                // A client that does not read misses steps.
-                let _ = progress.try_send(step);
-            });
+            steps(&report, target, &missing)
+                .into_iter()
+                .for_each(|step| {
+                    // A client that does not read misses steps.
+                    let _ = progress.try_send(step);
+                });
             report_at = Instant::now() + REPORT_INTERVAL;
         }
         let next = deadline.map_or(report_at, |deadline| deadline.min(report_at));
@@ -92,18 +97,30 @@ async fn wait_one(
 }
 
 fn look(report: &ResourceStatus, target: &Target, goal: Goal) -> Look {
-    let meant = report.connections.iter().filter(|connection| target.peer.as_ref().is_none_or(|name| &connection.name == name));
+    let meant = report.connections.iter().filter(|connection| {
+        target
+            .peer
+            .as_ref()
+            .is_none_or(|name| &connection.name == name)
+    });
     for connection in meant {
         let name = &connection.name;
         if connection.connection_state == ConnectionState::StandAlone {
-            return Look::StandAlone(format!("{name} is StandAlone: no connection is wanted (connect)"));
+            return Look::StandAlone(format!(
+                "{name} is StandAlone: no connection is wanted (connect)"
+            ));
         }
         if connection.connection_state != ConnectionState::Connected {
-            let why = connection.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+            let why = connection
+                .reason
+                .as_ref()
+                .map(|reason| format!(" ({reason})"))
+                .unwrap_or_default();
             return Look::Missing(format!("waiting for {name}{why}"));
         }
         for device in &connection.peer_devices {
-            if target.volume.is_none_or(|volume| volume == device.volume) && !reached(device, goal) {
+            if target.volume.is_none_or(|volume| volume == device.volume) && !reached(device, goal)
+            {
                 return Look::Missing(format!("{name}: {}", device.replication_state));
             }
         }

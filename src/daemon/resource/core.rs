@@ -21,7 +21,7 @@ use super::marks::Marks;
 use super::network::{KeySource, Network, ResourceEndpoint};
 use super::{Incoming, Shared};
 use crate::clock::Clock;
-use crate::handlers::{Handlers, HandlerCall};
+use crate::handlers::{HandlerCall, Handlers};
 use crate::payload::EnginePayload;
 use crate::plan::ResourcePlan;
 use crate::volumes::CompletionQueue;
@@ -53,7 +53,10 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    #[allow(clippy::too_many_arguments, reason = "called once, by the handle that owns it")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "called once, by the handle that owns it"
+    )]
     pub(super) fn new(
         plan: ResourcePlan,
         clock: Clock,
@@ -172,21 +175,36 @@ impl Core {
 
     /// When the clock alone is a reason to look again.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let next = [self.engine.next_timeout(), self.network.retry_at()].into_iter().flatten().min()?;
+        let next = [self.engine.next_timeout(), self.network.retry_at()]
+            .into_iter()
+            .flatten()
+            .min()?;
         Some(self.clock.instant(next))
     }
 
     fn take_in(&mut self, now: Time, item: Incoming) {
         let event = match item {
-            Incoming::Request { volume, operation, token, completions } => {
+            Incoming::Request {
+                volume,
+                operation,
+                token,
+                completions,
+            } => {
                 let key = self.clients.insert(Client { token, completions });
-                Event::Request { id: RequestId(key as u64), volume, operation }
+                Event::Request {
+                    id: RequestId(key as u64),
+                    volume,
+                    operation,
+                }
             }
             Incoming::Openers { volume, count } => Event::Openers { volume, count },
             Incoming::Command { command, reply } => {
                 self.next_command += 1;
                 self.commands.insert(self.next_command, reply);
-                Event::Command { id: CommandId(self.next_command), command }
+                Event::Command {
+                    id: CommandId(self.next_command),
+                    command,
+                }
             }
         };
         self.engine.handle(now, event);
@@ -195,34 +213,70 @@ impl Core {
     fn carry_out(&mut self, now: Time, effect: Effect<EnginePayload>) {
         match effect {
             Effect::Read { volume, io, range } => {
-                self.disks.submit(volume, io, Target::Data, qrbd_disk::Operation::Read {
-                    offset: range.offset,
-                    length: range.length,
-                }, None);
+                self.disks.submit(
+                    volume,
+                    io,
+                    Target::Data,
+                    qrbd_disk::Operation::Read {
+                        offset: range.offset,
+                        length: range.length,
+                    },
+                    None,
+                );
             }
-            Effect::Write { volume, io, range, payload } => {
+            Effect::Write {
+                volume,
+                io,
+                range,
+                payload,
+            } => {
                 let credit = payload.credit();
-                let operation =
-                    qrbd_disk::Operation::Write { offset: range.offset, payload: payload.into_data(), durable: false };
-                self.disks.submit(volume, io, Target::Data, operation, credit);
+                let operation = qrbd_disk::Operation::Write {
+                    offset: range.offset,
+                    payload: payload.into_data(),
+                    durable: false,
+                };
+                self.disks
+                    .submit(volume, io, Target::Data, operation, credit);
             }
             // A discard that the device ignores would leave the nodes different: the range must read as zeroes.
             Effect::Discard { volume, io, range } => {
                 self.disks.write_zeroes(volume, io, range, true);
             }
-            Effect::WriteZeroes { volume, io, range, may_unmap } => {
+            Effect::WriteZeroes {
+                volume,
+                io,
+                range,
+                may_unmap,
+            } => {
                 self.disks.write_zeroes(volume, io, range, may_unmap);
             }
             Effect::Flush { volume, io } => {
-                self.disks.submit(volume, io, Target::Data, qrbd_disk::Operation::Flush, None);
+                self.disks
+                    .submit(volume, io, Target::Data, qrbd_disk::Operation::Flush, None);
             }
-            Effect::MetadataWrite { volume, io, offset, bytes } => {
+            Effect::MetadataWrite {
+                volume,
+                io,
+                offset,
+                bytes,
+            } => {
                 self.disks.write_metadata(volume, io, offset, &bytes);
             }
             Effect::MetadataFlush { volume, io } => {
-                self.disks.submit(volume, io, Target::Metadata, qrbd_disk::Operation::Flush, None);
+                self.disks.submit(
+                    volume,
+                    io,
+                    Target::Metadata,
+                    qrbd_disk::Operation::Flush,
+                    None,
+                );
             }
-            Effect::Send { peer, session, message } => self.network.send(peer, session, message),
+            Effect::Send {
+                peer,
+                session,
+                message,
+            } => self.network.send(peer, session, message),
             Effect::CloseSession { peer, session } => self.network.close_session(peer, session),
             Effect::StartConnecting { peer } => self.network.start_connecting(now, peer),
             Effect::StopConnecting { peer } => self.network.stop_connecting(peer),
@@ -231,7 +285,10 @@ impl Core {
                 client.completions.push(client.token, result);
             }
             Effect::CommandDone { id, result } => {
-                let reply = self.commands.remove(&id.0).expect("each command is answered once");
+                let reply = self
+                    .commands
+                    .remove(&id.0)
+                    .expect("each command is answered once");
                 // The one who asked may be gone.
                 let _ = reply.send(result);
             }
@@ -249,7 +306,14 @@ impl Core {
 
     fn call_handler(&self, name: &'static str, peer: Option<NodeId>, volume: Option<VolumeNumber>) {
         if let Some(command) = self.plan.handlers.get(name) {
-            self.handlers.call(HandlerCall::new(&self.plan, &self.engine.status(), name, command, peer, volume));
+            self.handlers.call(HandlerCall::new(
+                &self.plan,
+                &self.engine.status(),
+                name,
+                command,
+                peer,
+                volume,
+            ));
         }
     }
 
@@ -258,16 +322,47 @@ impl Core {
         let name = |peer: NodeId| self.plan.node_name(peer);
         match notice {
             Notice::Role { from, to, rule } => info!("{resource}: role {from} -> {to} ({rule})"),
-            Notice::Disk { volume, from, to, rule } => info!("{resource}/{volume}: disk {from} -> {to} ({rule})"),
-            Notice::Connection { peer, from, to, rule } => {
-                info!("{resource} {}: connection {from} -> {to} ({rule})", name(*peer));
+            Notice::Disk {
+                volume,
+                from,
+                to,
+                rule,
+            } => info!("{resource}/{volume}: disk {from} -> {to} ({rule})"),
+            Notice::Connection {
+                peer,
+                from,
+                to,
+                rule,
+            } => {
+                info!(
+                    "{resource} {}: connection {from} -> {to} ({rule})",
+                    name(*peer)
+                );
             }
-            Notice::Replication { peer, volume, from, to, rule } => {
-                info!("{resource}/{volume} {}: replication {from} -> {to} ({rule})", name(*peer));
+            Notice::Replication {
+                peer,
+                volume,
+                from,
+                to,
+                rule,
+            } => {
+                info!(
+                    "{resource}/{volume} {}: replication {from} -> {to} ({rule})",
+                    name(*peer)
+                );
             }
-            Notice::Decision { peer, volume, rule, text } => {
-                let volume = volume.map(|volume| format!("/{volume}")).unwrap_or_default();
-                let peer = peer.map(|peer| format!(" {}", name(peer))).unwrap_or_default();
+            Notice::Decision {
+                peer,
+                volume,
+                rule,
+                text,
+            } => {
+                let volume = volume
+                    .map(|volume| format!("/{volume}"))
+                    .unwrap_or_default();
+                let peer = peer
+                    .map(|peer| format!(" {}", name(peer)))
+                    .unwrap_or_default();
                 info!("{resource}{volume}{peer}: {text} ({rule})");
             }
         }
@@ -277,14 +372,20 @@ impl Core {
     pub(super) fn end(&mut self) -> Vec<ResourceEndpoint> {
         let left = self.clients.len();
         if left > 0 {
-            warn!("{}: {left} client requests end with an error: the resource goes down", self.plan.name);
+            warn!(
+                "{}: {left} client requests end with an error: the resource goes down",
+                self.plan.name
+            );
         }
         for client in self.clients.drain() {
             client.completions.push(client.token, Err(ClientError::Io));
         }
         self.commands.clear();
         for item in self.incoming.drain(..) {
-            if let Incoming::Request { token, completions, .. } = item {
+            if let Incoming::Request {
+                token, completions, ..
+            } = item
+            {
                 completions.push(token, Err(ClientError::Io));
             }
         }

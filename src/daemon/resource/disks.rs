@@ -75,11 +75,19 @@ pub(crate) struct Disks {
 
 impl Disks {
     pub(super) fn new(plan: &ResourcePlan, pool: Pool) -> Disks {
-        let volume = |number| Volume { number, backing: None, counters: Counters::default() };
+        let volume = |number| Volume {
+            number,
+            backing: None,
+            counters: Counters::default(),
+        };
         Disks {
             resource: plan.name.clone(),
             pool,
-            volumes: plan.volumes.iter().map(|plan| volume(plan.number)).collect(),
+            volumes: plan
+                .volumes
+                .iter()
+                .map(|plan| volume(plan.number))
+                .collect(),
             in_flight: Slab::new(),
             refused: VecDeque::new(),
             failed: VecDeque::new(),
@@ -87,7 +95,9 @@ impl Disks {
     }
 
     fn index(&self, number: VolumeNumber) -> Option<usize> {
-        self.volumes.iter().position(|volume| volume.number == number)
+        self.volumes
+            .iter()
+            .position(|volume| volume.number == number)
     }
 
     pub(super) fn attach(
@@ -115,7 +125,9 @@ impl Disks {
     }
 
     pub(super) fn detach_all(&mut self) {
-        self.volumes.iter_mut().for_each(|volume| volume.backing = None);
+        self.volumes
+            .iter_mut()
+            .for_each(|volume| volume.backing = None);
     }
 
     /// Counters of a volume; `None` for a volume that there is not.
@@ -125,21 +137,40 @@ impl Disks {
 
     /// The backing disk of a volume, if it is attached.
     pub(super) fn device(&self, number: VolumeNumber) -> Option<&UringDevice> {
-        self.volumes[self.index(number)?].backing.as_ref().map(|backing| &backing.data)
+        self.volumes[self.index(number)?]
+            .backing
+            .as_ref()
+            .map(|backing| &backing.data)
     }
 
-    pub(super) fn write_zeroes(&mut self, volume: VolumeNumber, io: IoId, range: ByteRange, may_unmap: bool) {
-        let operation =
-            Operation::WriteZeroes { offset: range.offset, length: u64::from(range.length), may_unmap };
+    pub(super) fn write_zeroes(
+        &mut self,
+        volume: VolumeNumber,
+        io: IoId,
+        range: ByteRange,
+        may_unmap: bool,
+    ) {
+        let operation = Operation::WriteZeroes {
+            offset: range.offset,
+            length: u64::from(range.length),
+            may_unmap,
+        };
         self.submit(volume, io, Target::Data, operation, None);
     }
 
-    pub(super) fn write_metadata(&mut self, number: VolumeNumber, io: IoId, offset: u64, bytes: &[u8]) {
+    pub(super) fn write_metadata(
+        &mut self,
+        number: VolumeNumber,
+        io: IoId,
+        offset: u64,
+        bytes: &[u8],
+    ) {
         if let Some(index) = self.index(number)
             && let Some(backing) = &self.volumes[index].backing
         {
             let layout = &backing.layout;
-            let ring = layout.ring_offset..layout.ring_offset + u64::from(layout.ring_blocks) * METADATA_BLOCK_BYTES;
+            let ring = layout.ring_offset
+                ..layout.ring_offset + u64::from(layout.ring_blocks) * METADATA_BLOCK_BYTES;
             let bitmaps = layout.bitmap_offset
                 ..layout.bitmap_offset + layout.bitmap_slot_bytes * u64::from(layout.max_peers);
             let counters = &mut self.volumes[index].counters;
@@ -147,7 +178,17 @@ impl Disks {
             counters.bitmap_writes += u64::from(bitmaps.contains(&offset));
         }
         let payload = self.pool.copy_from(bytes);
-        self.submit(number, io, Target::Metadata, Operation::Write { offset, payload, durable: false }, None);
+        self.submit(
+            number,
+            io,
+            Target::Metadata,
+            Operation::Write {
+                offset,
+                payload,
+                durable: false,
+            },
+            None,
+        );
     }
 
     /// Starts an operation of the engine.
@@ -159,7 +200,9 @@ impl Disks {
         operation: Operation,
         credit: Option<Arc<Credit>>,
     ) {
-        let index = self.index(number).expect("the engine has the volumes of the plan");
+        let index = self
+            .index(number)
+            .expect("the engine has the volumes of the plan");
         let volume = &mut self.volumes[index];
         if target == Target::Data {
             let (_, length) = operation.range();
@@ -169,14 +212,24 @@ impl Disks {
             }
         }
         volume.counters.pending += 1;
-        let token = self.in_flight.insert(InFlight { io, volume: index, target, _credit: credit }) as u64;
+        let token = self.in_flight.insert(InFlight {
+            io,
+            volume: index,
+            target,
+            _credit: credit,
+        }) as u64;
         self.hand_over(token, operation);
     }
 
     fn hand_over(&mut self, token: u64, operation: Operation) {
         let entry = &self.in_flight[token as usize];
         let Some(backing) = &self.volumes[entry.volume].backing else {
-            error!("{}/{}: {} without a disk", self.resource, self.volumes[entry.volume].number, operation.kind());
+            error!(
+                "{}/{}: {} without a disk",
+                self.resource,
+                self.volumes[entry.volume].number,
+                operation.kind()
+            );
             let event = self.end(token, Err(IoError::Failed));
             self.failed.push_back(event);
             return;
@@ -215,12 +268,22 @@ impl Disks {
         Some(self.end(completion.token, result))
     }
 
-    fn end(&mut self, token: u64, result: Result<Option<EnginePayload>, IoError>) -> Event<EnginePayload> {
+    fn end(
+        &mut self,
+        token: u64,
+        result: Result<Option<EnginePayload>, IoError>,
+    ) -> Event<EnginePayload> {
         let entry = self.in_flight.remove(token as usize);
         self.volumes[entry.volume].counters.pending -= 1;
         match entry.target {
-            Target::Data => Event::DiskDone { io: entry.io, result },
-            Target::Metadata => Event::MetadataDone { io: entry.io, result: result.map(|_| ()) },
+            Target::Data => Event::DiskDone {
+                io: entry.io,
+                result,
+            },
+            Target::Metadata => Event::MetadataDone {
+                io: entry.io,
+                result: result.map(|_| ()),
+            },
         }
     }
 
@@ -230,8 +293,15 @@ impl Disks {
         if volume.counters.errors <= ERRORS_LOGGED {
             warn!("{}/{}: {error}", self.resource, volume.number);
         } else if volume.counters.errors.is_power_of_two() {
-            warn!("{}/{}: {} errors so far, the last: {error}", self.resource, volume.number, volume.counters.errors);
+            warn!(
+                "{}/{}: {} errors so far, the last: {error}",
+                self.resource, volume.number, volume.counters.errors
+            );
         }
-        if error.kind == DiskErrorKind::NoSpace { IoError::NoSpace } else { IoError::Failed }
+        if error.kind == DiskErrorKind::NoSpace {
+            IoError::NoSpace
+        } else {
+            IoError::Failed
+        }
     }
 }

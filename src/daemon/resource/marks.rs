@@ -41,9 +41,17 @@ pub(super) struct Since {
 impl Marks {
     /// Follows a change of the replication state.
     pub(super) fn notice(&mut self, now: Time, notice: &Notice) {
-        let Notice::Replication { peer, volume, to, .. } = notice else { return };
+        let Notice::Replication {
+            peer, volume, to, ..
+        } = notice
+        else {
+            return;
+        };
         let key = (*peer, *volume);
-        let paused = matches!(to, ReplicationState::PausedSyncS | ReplicationState::PausedSyncT);
+        let paused = matches!(
+            to,
+            ReplicationState::PausedSyncS | ReplicationState::PausedSyncT
+        );
         if !(to.is_sync_source() || to.is_sync_target()) {
             self.running.remove(&key);
             return;
@@ -51,7 +59,11 @@ impl Marks {
         let resync = self.running.entry(key).or_insert_with(|| {
             // The first mark is set at once.
             self.next = Some(now);
-            Resync { marks: VecDeque::new(), paused_since: None, paused_ms: 0 }
+            Resync {
+                marks: VecDeque::new(),
+                paused_since: None,
+                paused_ms: 0,
+            }
         });
         match (paused, resync.paused_since) {
             (true, None) => resync.paused_since = Some(now),
@@ -84,12 +96,24 @@ impl Marks {
     }
 
     /// What was done since the oldest mark and since the last but one, with `left` bytes to go, and how long it was held.
-    pub(super) fn since(&self, peer: NodeId, volume: VolumeNumber, now: Time, left: u64) -> Option<([Since; 2], u64)> {
+    pub(super) fn since(
+        &self,
+        peer: NodeId,
+        volume: VolumeNumber,
+        now: Time,
+        left: u64,
+    ) -> Option<([Since; 2], u64)> {
         let resync = self.running.get(&(peer, volume))?;
         let newer = resync.marks.len().saturating_sub(2);
         let pair = [resync.marks.front()?, resync.marks.get(newer)?];
-        let since = pair.map(|&(time, before)| Since { milliseconds: now.since(time), bytes: before.saturating_sub(left) });
-        Some((since, resync.paused_ms + resync.paused_since.map_or(0, |paused| now.since(paused))))
+        let since = pair.map(|&(time, before)| Since {
+            milliseconds: now.since(time),
+            bytes: before.saturating_sub(left),
+        });
+        Some((
+            since,
+            resync.paused_ms + resync.paused_since.map_or(0, |paused| now.since(paused)),
+        ))
     }
 }
 
@@ -104,7 +128,13 @@ mod tests {
     const VOLUME: VolumeNumber = VolumeNumber(0);
 
     fn change(to: ReplicationState) -> Notice {
-        Notice::Replication { peer: PEER, volume: VOLUME, from: ReplicationState::Off, to, rule: "test" }
+        Notice::Replication {
+            peer: PEER,
+            volume: VOLUME,
+            from: ReplicationState::Off,
+            to,
+            rule: "test",
+        }
     }
 
     fn status(left: u64) -> Status {
@@ -126,7 +156,11 @@ mod tests {
             received_operations: 0,
             devices: vec![device],
         };
-        Status { role: Role::Primary, volumes: vec![], peers: vec![peer] }
+        Status {
+            role: Role::Primary,
+            volumes: vec![],
+            peers: vec![peer],
+        }
     }
 
     #[test]
@@ -143,8 +177,20 @@ mod tests {
         }
         // Marks at 36, 39, … 57 seconds are kept; the last but one is that at 54.
         let ([oldest, recent], paused) = marks.since(PEER, VOLUME, Time(60_000), left).unwrap();
-        assert_eq!(oldest, Since { milliseconds: 24_000, bytes: 2_400 });
-        assert_eq!(recent, Since { milliseconds: 6_000, bytes: 600 });
+        assert_eq!(
+            oldest,
+            Since {
+                milliseconds: 24_000,
+                bytes: 2_400
+            }
+        );
+        assert_eq!(
+            recent,
+            Since {
+                milliseconds: 6_000,
+                bytes: 600
+            }
+        );
         assert_eq!(paused, 0);
     }
 
@@ -160,6 +206,9 @@ mod tests {
         marks.notice(Time(10_000), &change(ReplicationState::Established));
         assert_eq!(marks.since(PEER, VOLUME, Time(10_000), 0), None);
         marks.set(Time(12_000), &status(0));
-        assert!(!marks.are_due(Time(99_000)), "nothing runs, nothing is marked");
+        assert!(
+            !marks.are_due(Time(99_000)),
+            "nothing runs, nothing is marked"
+        );
     }
 }

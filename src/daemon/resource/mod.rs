@@ -17,6 +17,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use qrbd_control::generations::GenerationReport;
 use qrbd_control::status::ResourceStatus;
@@ -41,6 +42,10 @@ use crate::volumes::{CompletionQueue, ExportDescription};
 
 /// Rounds of one poll after which the other tasks of the thread get their turn.
 const ROUNDS_PER_TURN: usize = 32;
+/// How long each step of the end of a resource may take.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked at.
+const END_STEP: Duration = Duration::from_millis(2);
 /// State changes that a slow listener may fall behind.
 const NOTICES_KEPT: usize = 256;
 
@@ -56,7 +61,10 @@ pub(crate) enum Incoming {
     /// So many clients have the volume open now.
     Openers { volume: VolumeNumber, count: u32 },
     /// An administrator's command.
-    Command { command: Command, reply: oneshot::Sender<Result<(), Refusal>> },
+    Command {
+        command: Command,
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
 }
 
 /// The handle on a resource that is up. One thread's.
@@ -87,7 +95,16 @@ impl Shared {
         let pool = reactor.pool().clone();
         let notices = broadcast::Sender::new(NOTICES_KEPT);
         Rc::new_cyclic(|weak| Shared {
-            core: RefCell::new(Core::new(plan, clock, seed, reactor, handlers, key, notices.clone(), weak.clone())),
+            core: RefCell::new(Core::new(
+                plan,
+                clock,
+                seed,
+                reactor,
+                handlers,
+                key,
+                notices.clone(),
+                weak.clone(),
+            )),
             name,
             pool,
             inbox: RefCell::default(),
@@ -101,13 +118,19 @@ impl Shared {
 
     /// The future that drives the resource until [`Shared::stop`].
     pub(crate) fn owner(self: &Rc<Self>) -> Owner {
-        Owner { shared: Rc::clone(self), timer: None }
+        Owner {
+            shared: Rc::clone(self),
+            timer: None,
+        }
     }
 
     /// Gives something to the owner.
     pub(crate) fn push(&self, incoming: Incoming) {
         if self.stopped.get() {
-            if let Incoming::Request { token, completions, .. } = incoming {
+            if let Incoming::Request {
+                token, completions, ..
+            } = incoming
+            {
                 completions.push(token, Err(ClientError::Io));
             }
             return;
@@ -127,7 +150,9 @@ impl Shared {
     pub(crate) fn change_openers(&self, volume: VolumeNumber, change: i32) {
         let mut openers = self.openers.borrow_mut();
         let count = openers.entry(volume).or_default();
-        *count = count.checked_add_signed(change).expect("closed as often as opened");
+        *count = count
+            .checked_add_signed(change)
+            .expect("closed as often as opened");
         let count = *count;
         drop(openers);
         self.push(Incoming::Openers { volume, count });
@@ -142,7 +167,11 @@ impl Shared {
 
     /// The clients that have a volume open are to go.
     fn close_clients(&self) {
-        self.queues.borrow_mut().drain(..).filter_map(|queue| queue.upgrade()).for_each(|queue| queue.close());
+        self.queues
+            .borrow_mut()
+            .drain(..)
+            .filter_map(|queue| queue.upgrade())
+            .for_each(|queue| queue.close());
     }
 
     /// Carries out a command.
@@ -159,9 +188,15 @@ impl Shared {
     ///
     /// # Errors
     /// The engine's refusal; the disk is closed then.
-    pub(crate) async fn attach(&self, volume: VolumeNumber, attached: Attached) -> Result<(), Refusal> {
+    pub(crate) async fn attach(
+        &self,
+        volume: VolumeNumber,
+        attached: Attached,
+    ) -> Result<(), Refusal> {
         let image = Box::new(attached.image);
-        self.core.borrow_mut().use_disk(volume, attached.data, attached.meta, &image)?;
+        self.core
+            .borrow_mut()
+            .use_disk(volume, attached.data, attached.meta, &image)?;
         let result = self.command(Command::Attach { volume, image }).await;
         if result.is_err() {
             self.core.borrow_mut().drop_disk(volume);
@@ -215,21 +250,30 @@ impl Shared {
         self.notices.subscribe()
     }
 
-    /// Ends the owner: disks are closed, sessions ended, requests and commands answered with an error. Returns when the address
-    /// is free again. Meant for a resource that was demoted, disconnected and detached before.
+    /// Ends the owner: disks are closed, sessions ended, requests and commands answered with an error. Returns when the addresses
+    /// are free again. Meant for a resource that was demoted, disconnected and detached before.
     pub(crate) async fn stop(&self) {
+        // What was said to a peer last is given its time to arrive.
+        self.core.borrow_mut().network.leave();
+        patiently(|| !self.core.borrow().network.has_sessions()).await;
         self.stopped.set(true);
         self.wake();
         self.close_clients();
         let incoming = std::mem::take(&mut *self.inbox.borrow_mut());
         for item in incoming {
-            if let Incoming::Request { token, completions, .. } = item {
+            if let Incoming::Request {
+                token, completions, ..
+            } = item
+            {
                 completions.push(token, Err(ClientError::Io));
             }
         }
         let endpoints = self.core.borrow_mut().end();
         for endpoint in endpoints {
+            let address = endpoint.local_address();
             endpoint.shutdown().await;
+            // The socket goes with the last task that knows it.
+            patiently(|| std::net::UdpSocket::bind(address).is_ok()).await;
         }
     }
 
@@ -240,6 +284,14 @@ impl Shared {
         core.network.finish_close(now, peer, session);
         drop(core);
         self.wake();
+    }
+}
+
+/// Waits until something is true, at most [`END_PATIENCE`].
+async fn patiently(is_done: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + END_PATIENCE;
+    while !is_done() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(END_STEP).await;
     }
 }
 
@@ -274,8 +326,12 @@ impl Future for Owner {
             if core.poll_disk(context).is_ready() {
                 continue;
             }
-            let Some(deadline) = core.deadline() else { return Poll::Pending };
-            let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+            let Some(deadline) = core.deadline() else {
+                return Poll::Pending;
+            };
+            let timer = this
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
             // Deadlines move away with every frame; a timer that fires too early is cheaper than one that is set anew each time.
             if timer.is_elapsed() || deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);

@@ -21,8 +21,8 @@ use qrbd_engine::units::{NodeId, Time, VolumeNumber};
 use qrbd_engine::wire::Message;
 use qrbd_engine::wire::codec::{decode, encode_head, payload_of};
 use qrbd_transport::{
-    BindError, Endpoint, EndpointConfig, Events, Lane, LossReason as TransportLoss, PeerConfig, Session, SharedKey,
-    Tuning,
+    BindError, Endpoint, EndpointConfig, Events, Lane, LossReason as TransportLoss, PeerConfig,
+    Session, SharedKey, Tuning,
 };
 use tracing::{debug, info, warn};
 
@@ -36,6 +36,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds of the time that the last packets get to arrive: two round trips within them.
 const LAST_WORDS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(500)];
 
+/// Pause before an address of this node is tried again.
+const ADDRESS_RETRY_MS: u64 = 1_000;
 /// Calls without a pause within [`REDIAL_WINDOW_MS`].
 const QUICK_REDIALS: usize = 3;
 /// See [`QUICK_REDIALS`].
@@ -75,10 +77,18 @@ pub(crate) struct Trouble {
 
 impl Trouble {
     fn here(text: String) -> Trouble {
-        Trouble { local_address: false, here: true, text }
+        Trouble {
+            local_address: false,
+            here: true,
+            text,
+        }
     }
     fn remote(text: String) -> Trouble {
-        Trouble { local_address: false, here: false, text }
+        Trouble {
+            local_address: false,
+            here: false,
+            text,
+        }
     }
 }
 
@@ -133,7 +143,12 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    pub(super) fn new(plan: &ResourcePlan, pool: Pool, key: KeySource, shared: Weak<Shared>) -> Network {
+    pub(super) fn new(
+        plan: &ResourcePlan,
+        pool: Pool,
+        key: KeySource,
+        shared: Weak<Shared>,
+    ) -> Network {
         let peer = |plan: &PeerPlan| Peer {
             plan: plan.clone(),
             key: None,
@@ -163,7 +178,8 @@ impl Network {
     }
 
     fn known(&self, node: NodeId) -> usize {
-        self.index(node).expect("the engine has the peers of the plan")
+        self.index(node)
+            .expect("the engine has the peers of the plan")
     }
 
     // ---- what the engine wants ---------------------------------------------------------------------------------------------
@@ -185,20 +201,45 @@ impl Network {
         }
     }
 
+    /// No peer is wanted any more.
+    pub(super) fn leave(&mut self) {
+        for node in self
+            .peers
+            .iter()
+            .map(|peer| peer.plan.node_id)
+            .collect::<Vec<_>>()
+        {
+            self.stop_connecting(node);
+        }
+    }
+
     /// Tells the endpoint that a peer is not wanted.
     fn forget(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         if std::mem::take(&mut peer.added)
             && let Some(bound) = self.endpoints.get(&peer.plan.local)
         {
-            bound.endpoint.remove_peer(transport_node(peer.plan.node_id));
+            bound
+                .endpoint
+                .remove_peer(transport_node(peer.plan.node_id));
         }
     }
 
-    pub(super) fn send(&mut self, node: NodeId, session: SessionId, message: Message<EnginePayload>) {
+    pub(super) fn send(
+        &mut self,
+        node: NodeId,
+        session: SessionId,
+        message: Message<EnginePayload>,
+    ) {
         let index = self.known(node);
         let peer = &mut self.peers[index];
-        let Some(live) = peer.live.as_ref().filter(|live| live.id == session && !live.broken) else { return };
+        let Some(live) = peer
+            .live
+            .as_ref()
+            .filter(|live| live.id == session && !live.broken)
+        else {
+            return;
+        };
         let head = Bytes::from(encode_head(&message));
         let lane = lane_of(message.lane());
         if let Some((volume, bytes)) = volume_bytes(&message) {
@@ -208,7 +249,10 @@ impl Network {
         if let Err(error) = live.handle.send(lane, head, payload) {
             // A session that is over reports its loss by itself. One that is too slow for its bound cannot go on with a gap.
             if live.handle.is_open() {
-                warn!("{} {}: {lane} lane: {error}; the connection is closed", self.resource, peer.plan.name);
+                warn!(
+                    "{} {}: {lane} lane: {error}; the connection is closed",
+                    self.resource, peer.plan.name
+                );
                 live.handle.close("the send queue is full");
             }
         }
@@ -217,7 +261,11 @@ impl Network {
     /// Closes a session when what was sent before had time to arrive.
     pub(super) fn close_session(&mut self, node: NodeId, session: SessionId) {
         let index = self.known(node);
-        let Some(live) = self.peers[index].live.as_mut().filter(|live| live.id == session && !live.closing) else {
+        let Some(live) = self.peers[index]
+            .live
+            .as_mut()
+            .filter(|live| live.id == session && !live.closing)
+        else {
             return;
         };
         live.closing = true;
@@ -240,10 +288,21 @@ impl Network {
         });
     }
 
-    pub(super) fn finish_close(&mut self, now: Time, node: NodeId, session: qrbd_transport::SessionId) {
-        let Some(index) = self.index(node) else { return };
+    pub(super) fn finish_close(
+        &mut self,
+        now: Time,
+        node: NodeId,
+        session: qrbd_transport::SessionId,
+    ) {
+        let Some(index) = self.index(node) else {
+            return;
+        };
         let peer = &self.peers[index];
-        if peer.live.as_ref().is_none_or(|live| live.handle.id() != session) {
+        if peer
+            .live
+            .as_ref()
+            .is_none_or(|live| live.handle.id() != session)
+        {
             return;
         }
         if !peer.wanted {
@@ -253,7 +312,10 @@ impl Network {
             self.forget(index);
             self.connect(now);
         } else {
-            self.peers[index].live.as_ref().inspect(|live| live.handle.close("to be connected anew"));
+            self.peers[index]
+                .live
+                .as_ref()
+                .inspect(|live| live.handle.close("to be connected anew"));
         }
     }
 
@@ -271,11 +333,17 @@ impl Network {
 
     /// Other addresses or another key count for the peer from now on.
     pub(super) fn reconfigure(&mut self, plan: &PeerPlan) {
-        let Some(index) = self.index(plan.node_id) else { return };
+        let Some(index) = self.index(plan.node_id) else {
+            return;
+        };
         self.forget(index);
         if let Some(live) = self.peers[index].live.take() {
             let reason = LossReason::ClosedHere;
-            self.pending.push_back(Event::PeerLost { peer: plan.node_id, session: live.id, reason });
+            self.pending.push_back(Event::PeerLost {
+                peer: plan.node_id,
+                session: live.id,
+                reason,
+            });
         }
         let old = std::mem::replace(&mut self.peers[index].plan, plan.clone());
         self.peers[index].key = None;
@@ -311,12 +379,21 @@ impl Network {
                 Ok(()) => {
                     self.peers[index].added = true;
                     if let Some(trouble) = self.peers[index].trouble.take() {
-                        info!("{} {}: no longer: {}", self.resource, self.peers[index].plan.name, trouble.text);
+                        info!(
+                            "{} {}: no longer: {}",
+                            self.resource, self.peers[index].plan.name, trouble.text
+                        );
                     }
                 }
                 Err(trouble) => {
+                    // An address is often in use only for a moment: by the resource's own past.
+                    let pause = self.peers[index].plan.net.connect_int_ms;
+                    let again = now.after(if trouble.local_address {
+                        pause.min(ADDRESS_RETRY_MS)
+                    } else {
+                        pause
+                    });
                     self.note(index, trouble);
-                    let again = now.after(self.peers[index].plan.net.connect_int_ms);
                     self.retry_at = Some(self.retry_at.map_or(again, |due| due.min(again)));
                 }
             }
@@ -326,7 +403,10 @@ impl Network {
     fn note(&mut self, index: usize, trouble: Trouble) {
         let peer = &mut self.peers[index];
         if peer.trouble.as_ref() != Some(&trouble) {
-            warn!("{} {}: not connected: {}", self.resource, peer.plan.name, trouble.text);
+            warn!(
+                "{} {}: not connected: {}",
+                self.resource, peer.plan.name, trouble.text
+            );
             peer.trouble = Some(trouble);
         }
     }
@@ -336,7 +416,10 @@ impl Network {
         let peer = &mut self.peers[index];
         let key = match &peer.key {
             Some(key) => key.clone(),
-            None => self.key.key(peer.plan.net.shared_secret.as_ref()).map_err(Trouble::here)?,
+            None => self
+                .key
+                .key(peer.plan.net.shared_secret.as_ref())
+                .map_err(Trouble::here)?,
         };
         peer.key = Some(key.clone());
         let (local, remote) = (peer.plan.local, peer.plan.remote);
@@ -355,14 +438,17 @@ impl Network {
                 tuning: Tuning::lan(),
                 faults: None,
             };
-            let (endpoint, events) =
-                Endpoint::bind(endpoint, PooledAllocator(self.pool.clone())).map_err(|error| Trouble {
-                    local_address: matches!(error, BindError::Address { .. }),
-                    ..Trouble::here(format!("resource {}: {error}", self.resource))
-                })?;
+            let (endpoint, events) = Endpoint::bind(endpoint, PooledAllocator(self.pool.clone()))
+                .map_err(|error| Trouble {
+                local_address: matches!(error, BindError::Address { .. }),
+                ..Trouble::here(format!("resource {}: {error}", self.resource))
+            })?;
             self.endpoints.insert(local, Bound { endpoint, events });
         }
-        self.endpoints[&local].endpoint.add_peer(config).map_err(|error| Trouble::here(error.to_string()))
+        self.endpoints[&local]
+            .endpoint
+            .add_peer(config)
+            .map_err(|error| Trouble::here(error.to_string()))
     }
 
     // ---- what the network tells --------------------------------------------------------------------------------------------
@@ -398,38 +484,76 @@ impl Network {
         None
     }
 
-    fn translate(&mut self, event: qrbd_transport::Event<qrbd_disk::Payload>) -> Option<Event<EnginePayload>> {
+    fn translate(
+        &mut self,
+        event: qrbd_transport::Event<qrbd_disk::Payload>,
+    ) -> Option<Event<EnginePayload>> {
         use qrbd_transport::Event as Told;
         match event {
-            Told::Frame { peer, session, lane, head, payload, credit } => {
+            Told::Frame {
+                peer,
+                session,
+                lane,
+                head,
+                payload,
+                credit,
+            } => {
                 let index = self.index(engine_node(peer))?;
-                let live = self.peers[index].live.as_mut().filter(|live| live.handle.id() == session && !live.broken)?;
+                let live = self.peers[index]
+                    .live
+                    .as_mut()
+                    .filter(|live| live.handle.id() == session && !live.broken)?;
                 let credit = Arc::new(credit);
-                let payload = payload.map(|data| EnginePayload::received(data, Arc::clone(&credit)));
+                let payload =
+                    payload.map(|data| EnginePayload::received(data, Arc::clone(&credit)));
                 let problem = match decode(&head, payload) {
                     Ok((expected, message)) if lane_of(expected) == lane => {
                         let id = live.id;
                         if let Some((volume, bytes)) = volume_bytes(&message) {
-                            self.peers[index].traffic.entry(volume).or_default().received_bytes += bytes;
+                            self.peers[index]
+                                .traffic
+                                .entry(volume)
+                                .or_default()
+                                .received_bytes += bytes;
                         }
-                        return Some(Event::Frame { peer: engine_node(peer), session: id, message });
+                        return Some(Event::Frame {
+                            peer: engine_node(peer),
+                            session: id,
+                            message,
+                        });
                     }
-                    Ok((expected, _)) => format!("a message of the {} lane on the {lane} lane", lane_of(expected)),
+                    Ok((expected, _)) => format!(
+                        "a message of the {} lane on the {lane} lane",
+                        lane_of(expected)
+                    ),
                     Err(error) => error.to_string(),
                 };
-                warn!("{} {}: senseless frame: {problem}", self.resource, self.peers[index].plan.name);
+                warn!(
+                    "{} {}: senseless frame: {problem}",
+                    self.resource, self.peers[index].plan.name
+                );
                 let live = self.peers[index].live.as_mut()?;
                 live.broken = true;
                 live.handle.close(&problem);
                 None
             }
-            Told::Connected { peer, session, handle, dialed_by_us, remote, version } => {
+            Told::Connected {
+                peer,
+                session,
+                handle,
+                dialed_by_us,
+                remote,
+                version,
+            } => {
                 let index = self.index(engine_node(peer))?;
                 self.last_session += 1;
                 let id = SessionId(self.last_session);
                 let wanted = self.peers[index].wanted;
                 let name = &self.peers[index].plan.name;
-                debug!("{} {name}: session {session} with {remote}, dialed here: {dialed_by_us}, version {version}", self.resource);
+                debug!(
+                    "{} {name}: session {session} with {remote}, dialed here: {dialed_by_us}, version {version}",
+                    self.resource
+                );
                 if !wanted {
                     // Connected in the moment in which it was given up.
                     handle.close("not wanted any more");
@@ -437,21 +561,46 @@ impl Network {
                     return None;
                 }
                 self.peers[index].trouble = None;
-                self.peers[index].live = Some(Live { id, handle, broken: false, closing: false });
-                Some(Event::PeerConnected { peer: engine_node(peer), session: id })
+                self.peers[index].live = Some(Live {
+                    id,
+                    handle,
+                    broken: false,
+                    closing: false,
+                });
+                Some(Event::PeerConnected {
+                    peer: engine_node(peer),
+                    session: id,
+                })
             }
-            Told::Lost { peer, session, reason } => {
+            Told::Lost {
+                peer,
+                session,
+                reason,
+            } => {
                 let index = self.index(engine_node(peer))?;
-                let live = self.peers[index].live.take_if(|live| live.handle.id() == session)?;
+                let live = self.peers[index]
+                    .live
+                    .take_if(|live| live.handle.id() == session)?;
                 match &reason {
                     TransportLoss::Closed(_) | TransportLoss::PeerRemoved => {}
-                    other => info!("{} {}: session over: {other}", self.resource, self.peers[index].plan.name),
+                    other => info!(
+                        "{} {}: session over: {other}",
+                        self.resource, self.peers[index].plan.name
+                    ),
                 }
                 if !self.peers[index].wanted {
                     self.forget(index);
                 }
-                let reason = if live.broken { LossReason::ProtocolError } else { loss(&reason) };
-                Some(Event::PeerLost { peer: engine_node(peer), session: live.id, reason })
+                let reason = if live.broken {
+                    LossReason::ProtocolError
+                } else {
+                    loss(&reason)
+                };
+                Some(Event::PeerLost {
+                    peer: engine_node(peer),
+                    session: live.id,
+                    reason,
+                })
             }
             Told::DialFailed { peer, reason } => {
                 let index = self.index(engine_node(peer))?;
@@ -462,7 +611,10 @@ impl Network {
                 None
             }
             Told::Refused { remote, reason } => {
-                warn!("{}: a connection from {remote} was refused: {reason}", self.resource);
+                warn!(
+                    "{}: a connection from {remote} was refused: {reason}",
+                    self.resource
+                );
                 None
             }
         }
@@ -474,8 +626,15 @@ impl Network {
         self.peers[self.index(node)?].trouble.clone()
     }
 
+    /// True while a session is up or about to be closed.
+    pub(super) fn has_sessions(&self) -> bool {
+        self.peers.iter().any(|peer| peer.live.is_some())
+    }
+
     pub(super) fn traffic(&self, node: NodeId, volume: VolumeNumber) -> Traffic {
-        self.index(node).and_then(|index| self.peers[index].traffic.get(&volume).copied()).unwrap_or_default()
+        self.index(node)
+            .and_then(|index| self.peers[index].traffic.get(&volume).copied())
+            .unwrap_or_default()
     }
 
     /// Addresses and whether there is a session.
@@ -487,7 +646,10 @@ impl Network {
     /// Gives the endpoints away, to be shut down.
     pub(super) fn end(&mut self) -> Vec<ResourceEndpoint> {
         self.peers.clear();
-        std::mem::take(&mut self.endpoints).into_values().map(|bound| bound.endpoint).collect()
+        std::mem::take(&mut self.endpoints)
+            .into_values()
+            .map(|bound| bound.endpoint)
+            .collect()
     }
 }
 
@@ -503,7 +665,9 @@ fn engine_node(node: qrbd_transport::NodeId) -> NodeId {
 fn volume_bytes(message: &Message<EnginePayload>) -> Option<(VolumeNumber, u64)> {
     let payload = payload_of(message)?;
     match message {
-        Message::Write { volume, .. } | Message::ResyncData { volume, .. } => Some((*volume, payload.data().len() as u64)),
+        Message::Write { volume, .. } | Message::ResyncData { volume, .. } => {
+            Some((*volume, payload.data().len() as u64))
+        }
         _ => None,
     }
 }
@@ -518,7 +682,9 @@ fn take_payload(message: Message<EnginePayload>) -> Option<EnginePayload> {
 
 fn loss(reason: &TransportLoss) -> LossReason {
     match reason {
-        TransportLoss::Closed(_) | TransportLoss::PeerRemoved | TransportLoss::ShutDown => LossReason::ClosedHere,
+        TransportLoss::Closed(_) | TransportLoss::PeerRemoved | TransportLoss::ShutDown => {
+            LossReason::ClosedHere
+        }
         TransportLoss::ClosedByPeer { .. } => LossReason::Closed,
         TransportLoss::PeerRestarted | TransportLoss::Replaced => LossReason::Replaced,
         TransportLoss::ProtocolViolation(_) => LossReason::ProtocolError,

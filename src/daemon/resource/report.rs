@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 
 use qrbd_control::generations::{GenerationReport, PeerFlags, PeerGeneration, VolumeFlags};
 use qrbd_control::status::{
-    ConnectionStatus, DeviceStatus, HostAddress, PathStatus, PeerDeviceStatus, ResourceStatus, SyncDetails, SyncKind,
+    ConnectionStatus, DeviceStatus, HostAddress, PathStatus, PeerDeviceStatus, ResourceStatus,
+    SyncDetails, SyncKind,
 };
 use qrbd_disk::BlockDevice;
 use qrbd_engine::limits::MAX_REQUEST_BYTES;
@@ -43,9 +44,22 @@ pub(super) fn status(core: &Core) -> ResourceStatus {
         suspended_fencing: false,
         suspended_quorum: false,
         force_io_failures: false,
-        write_ordering: if plan.volumes.iter().all(|volume| volume.disk_flushes) { "flush" } else { "drain" }.to_owned(),
-        devices: engine.volumes.iter().map(|volume| device(core, volume)).collect(),
-        connections: engine.peers.iter().map(|peer| connection(core, peer)).collect(),
+        write_ordering: if plan.volumes.iter().all(|volume| volume.disk_flushes) {
+            "flush"
+        } else {
+            "drain"
+        }
+        .to_owned(),
+        devices: engine
+            .volumes
+            .iter()
+            .map(|volume| device(core, volume))
+            .collect(),
+        connections: engine
+            .peers
+            .iter()
+            .map(|peer| connection(core, peer))
+            .collect(),
     }
 }
 
@@ -54,7 +68,10 @@ fn device(core: &Core, volume: &VolumeStatus) -> DeviceStatus {
     let counters = core.disks.counters(volume.number).unwrap_or_default();
     DeviceStatus {
         volume: volume.number.0,
-        minor: plan.and_then(|plan| plan.minor).and_then(|minor| i32::try_from(minor).ok()).unwrap_or(-1),
+        minor: plan
+            .and_then(|plan| plan.minor)
+            .and_then(|minor| i32::try_from(minor).ok())
+            .unwrap_or(-1),
         backing_dev: plan
             .and_then(|plan| plan.disk.as_ref())
             .map(|disk| disk.display().to_string())
@@ -90,8 +107,17 @@ fn connection(core: &Core, peer: &PeerStatus) -> ConnectionStatus {
         ap_in_flight_sectors: peer.in_flight_bytes / SECTOR_BYTES,
         rs_in_flight_sectors: 0,
         reason: trouble.map(|trouble| trouble.text),
-        paths: core.network.path(peer.node_id).map(path).into_iter().collect(),
-        peer_devices: peer.devices.iter().map(|device| peer_device(core, peer, device)).collect(),
+        paths: core
+            .network
+            .path(peer.node_id)
+            .map(path)
+            .into_iter()
+            .collect(),
+        peer_devices: peer
+            .devices
+            .iter()
+            .map(|device| peer_device(core, peer, device))
+            .collect(),
     }
 }
 
@@ -101,7 +127,11 @@ fn path((local, remote, established): (SocketAddr, SocketAddr, bool)) -> PathSta
         port: address.port(),
         family: if address.is_ipv4() { "ipv4" } else { "ipv6" }.to_owned(),
     };
-    PathStatus { this_host: host(local), remote_host: host(remote), established }
+    PathStatus {
+        this_host: host(local),
+        remote_host: host(remote),
+        established,
+    }
 }
 
 fn peer_device(core: &Core, peer: &PeerStatus, device: &EnginePeerDevice) -> PeerDeviceStatus {
@@ -122,17 +152,27 @@ fn peer_device(core: &Core, peer: &PeerStatus, device: &EnginePeerDevice) -> Pee
         unacked: small(peer.received_operations),
         sync: device.resync.map(|progress| {
             let now = core.now();
-            let marks = core.marks.since(peer.node_id, device.number, now, device.out_of_sync_bytes);
+            let marks =
+                core.marks
+                    .since(peer.node_id, device.number, now, device.out_of_sync_bytes);
             sync_details(&progress, left_sectors, now, marks)
         }),
     }
 }
 
 /// The figures of a running resync. Before the first mark, what was done since the start stands for what was done since the marks.
-fn sync_details(progress: &Progress, left_sectors: u64, now: Time, marks: Option<([Since; 2], u64)>) -> SyncDetails {
+fn sync_details(
+    progress: &Progress,
+    left_sectors: u64,
+    now: Time,
+    marks: Option<([Since; 2], u64)>,
+) -> SyncDetails {
     let total_sectors = progress.total_blocks * (BLOCK_BYTES / SECTOR_BYTES);
     let elapsed_ms = now.since(progress.started);
-    let done = Since { milliseconds: elapsed_ms, bytes: total_sectors.saturating_sub(left_sectors) * SECTOR_BYTES };
+    let done = Since {
+        milliseconds: elapsed_ms,
+        bytes: total_sectors.saturating_sub(left_sectors) * SECTOR_BYTES,
+    };
     let ([older, newer], paused_ms) = marks.unwrap_or(([done; 2], 0));
     SyncDetails {
         total_sectors,
@@ -143,7 +183,10 @@ fn sync_details(progress: &Progress, left_sectors: u64, now: Time, marks: Option
         dt1_ms: newer.milliseconds,
         db1_sectors: newer.bytes / SECTOR_BYTES,
         want_kib_per_second: 0,
-        kind: SyncKind::Resync { failed_sectors: 0, same_csum_sectors: 0 },
+        kind: SyncKind::Resync {
+            failed_sectors: 0,
+            same_csum_sectors: 0,
+        },
     }
 }
 
@@ -154,7 +197,10 @@ pub(super) fn generations(core: &Core) -> Vec<GenerationReport> {
         let identifiers = volume.identifiers.as_ref()?;
         let flags = volume.flags?;
         let peers = engine.peers.iter().map(|peer| {
-            let device = peer.devices.iter().find(|device| device.number == volume.number);
+            let device = peer
+                .devices
+                .iter()
+                .find(|device| device.number == volume.number);
             PeerGeneration {
                 node_id: peer.node_id.0,
                 name: core.plan.node_name(peer.node_id),
@@ -166,7 +212,11 @@ pub(super) fn generations(core: &Core) -> Vec<GenerationReport> {
             resource: core.plan.name.clone(),
             volume: volume.number.0,
             current: identifiers.current().0,
-            history: identifiers.history().iter().map(|generation| generation.0).collect(),
+            history: identifiers
+                .history()
+                .iter()
+                .map(|generation| generation.0)
+                .collect(),
             flags: VolumeFlags {
                 consistent: flags.consistent,
                 was_up_to_date: flags.was_up_to_date,
@@ -202,7 +252,10 @@ pub(super) fn exports(core: &Core) -> Vec<ExportDescription> {
         .find(|peer| peer.role == state::Role::Primary)
         .map(|peer| core.plan.node_name(NodeId(peer.node_id.0)));
     let export = |volume: &VolumeStatus| {
-        let alignment = core.disks.device(volume.number).map_or(PREFERRED_BLOCK_BYTES, |device| device.info().alignment);
+        let alignment = core
+            .disks
+            .device(volume.number)
+            .map_or(PREFERRED_BLOCK_BYTES, |device| device.info().alignment);
         ExportDescription {
             name: export_name(&core.plan.name, volume.number.0),
             resource: core.plan.name.clone(),
@@ -231,7 +284,11 @@ pub(super) fn is_openable(core: &Core) -> bool {
 
 /// `r0` for volume 0, `r0/1` for others.
 fn export_name(resource: &str, volume: u16) -> String {
-    if volume == 0 { resource.to_owned() } else { format!("{resource}/{volume}") }
+    if volume == 0 {
+        resource.to_owned()
+    } else {
+        format!("{resource}/{volume}")
+    }
 }
 
 fn small(count: usize) -> u32 {
@@ -255,19 +312,51 @@ mod tests {
         for word in state::ReplicationState::ALL {
             let _: ReplicationState = same_word!(word);
         }
-        for word in [state::Role::Unknown, state::Role::Primary, state::Role::Secondary] {
+        for word in [
+            state::Role::Unknown,
+            state::Role::Primary,
+            state::Role::Secondary,
+        ] {
             let _: Role = same_word!(word);
         }
     }
 
     #[test]
     fn progress_becomes_sectors_and_milliseconds() {
-        let progress = Progress { total_blocks: 100, started: Time(1_000), copied_blocks: 25 };
+        let progress = Progress {
+            total_blocks: 100,
+            started: Time(1_000),
+            copied_blocks: 25,
+        };
         let details = sync_details(&progress, 75 * 8, Time(3_500), None);
-        assert_eq!((details.total_sectors, details.dt_start_ms, details.db1_sectors), (800, 2_500, 200));
-        let marks = [Since { milliseconds: 600, bytes: 4096 }, Since { milliseconds: 300, bytes: 512 }];
+        assert_eq!(
+            (
+                details.total_sectors,
+                details.dt_start_ms,
+                details.db1_sectors
+            ),
+            (800, 2_500, 200)
+        );
+        let marks = [
+            Since {
+                milliseconds: 600,
+                bytes: 4096,
+            },
+            Since {
+                milliseconds: 300,
+                bytes: 512,
+            },
+        ];
         let details = sync_details(&progress, 75 * 8, Time(3_500), Some((marks, 7)));
-        assert_eq!((details.dt0_ms, details.db0_sectors, details.dt1_ms, details.db1_sectors), (600, 8, 300, 1));
+        assert_eq!(
+            (
+                details.dt0_ms,
+                details.db0_sectors,
+                details.dt1_ms,
+                details.db1_sectors
+            ),
+            (600, 8, 300, 1)
+        );
         assert_eq!(details.paused_ms, 7);
     }
 
