@@ -120,6 +120,24 @@ impl<P: Payload> Engine<P> {
         }
     }
 
+    /// Takes a changed configuration of a peer: timeouts, policies, windows; the protocol counts from the next connection on, so the
+    /// shell disconnects before. False if the peer is unknown or the protocol would change under a standing connection.
+    pub fn reconfigure_peer(&mut self, config: crate::config::PeerConfig) -> bool {
+        let Some(p) = self.peer_index(config.node_id) else { return false };
+        if self.peers[p].session.is_some() && self.peers[p].config.protocol != config.protocol {
+            return false;
+        }
+        self.peers[p].config = config;
+        true
+    }
+
+    /// Takes a changed configuration of a volume; `al-extents` counts from the next attach on. False if the volume is unknown.
+    pub fn reconfigure_volume(&mut self, config: crate::config::VolumeConfig) -> bool {
+        let Some(v) = self.volume_index(config.number) else { return false };
+        self.volumes[v].config = config;
+        true
+    }
+
     fn volume_of(&self, number: VolumeNumber) -> Result<usize, Refusal> {
         self.volume_index(number).ok_or(Refusal::Unknown)
     }
@@ -236,6 +254,16 @@ impl<P: Payload> Engine<P> {
             self.set_disk(v, DiskState::Detaching, "detach");
             self.disk_gone(v, "detach");
             return Ok(false);
+        }
+        let needed = self.peers.iter().any(|peer| {
+            peer.connection == ConnectionState::Connected
+                && peer.role == Role::Primary
+                && peer.devices[v].disk != DiskState::UpToDate
+                && self.volumes[v].disk == DiskState::UpToDate
+        });
+        if needed && !force {
+            // The Primary would lose its last good data.
+            return Err(Refusal::PeerRefused);
         }
         self.volumes[v].detaching = Some(id);
         for p in 0..self.peers.len() {
@@ -736,6 +764,19 @@ impl<P: Payload> Engine<P> {
         let Some(change) = self.role_change.take() else { return };
         for peer in &mut self.peers {
             peer.vote = None;
+        }
+        if change.promotion {
+            if let Err(refusal) = self.check_data(false) {
+                // A disk failed while the promotion was written down.
+                for volume in &mut self.volumes {
+                    if let Some(backing) = volume.backing.as_mut() {
+                        backing.superblock.flags.primary_indicator = false;
+                        backing.writer.want_superblock();
+                    }
+                }
+                self.broadcast_state();
+                return self.command_done(change.command, Err(refusal));
+            }
         }
         let (role, rule) = if change.promotion { (Role::Primary, "promote") } else { (Role::Secondary, "demote") };
         self.set_role(role, rule);

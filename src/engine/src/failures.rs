@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use crate::api::{Effect, IoError, Payload};
 use crate::engine::Engine;
 use crate::generation::Identifiers;
+use crate::handshake::set_disk_flags;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::units::{ByteRange, Generation, NodeId, VolumeNumber};
 use crate::volume::After;
@@ -75,11 +76,19 @@ impl<P: Payload> Engine<P> {
             if entry.lost {
                 continue;
             }
-            // A write that the peer never wrote makes the two differ for sure; the rest differs only if the peer lost its cache.
-            alone[entry.volume] |= entry.confirmed != crate::transfer_log::Confirmed::Written;
+            // A write that the peer never wrote makes the two differ for sure, and one whose client still waits is going to be
+            // completed alone; the rest differs only if the peer lost its cache.
+            alone[entry.volume] |= entry.confirmed != crate::transfer_log::Confirmed::Written
+                || self.requests.get(entry.request).is_some_and(|request| !request.completed);
             let backing = self.volumes[entry.volume].backing.as_mut();
             if let Some(backing) = backing {
                 backing.mark(node, entry.range);
+            }
+        }
+        for (v, alone) in alone.iter().enumerate() {
+            if *alone && self.role == Role::Primary && !self.volumes[v].usable() {
+                // Completed writes may be on the lost disk only (protocol A): no peer's data may take their place unseen.
+                self.volumes[v].exposed = Generation(self.random.next() | 1 << 63);
             }
         }
         // A flush that is now answered alone vouches for writes that the peer may miss.
@@ -107,6 +116,9 @@ impl<P: Payload> Engine<P> {
             }
         }
         self.effect(Effect::Handler { name: "disconnected", peer: Some(node), volume: None });
+        for v in 0..self.volumes.len() {
+            self.end_attached_anew(v);
+        }
         self.retry_remote_reads(p);
         self.vote_lost(p);
         for v in 0..self.volumes.len() {
@@ -274,6 +286,12 @@ impl<P: Payload> Engine<P> {
                 let number = self.volumes[v].number;
                 self.peers[p].devices[v].misses_tracked = false;
                 self.send(p, Message::DiskLost { volume: number, missed });
+                // Whoever attaches this disk again must know that newer data exist. If the metadata cannot be written any more, only
+                // the peer knows.
+                if let Some(backing) = self.volumes[v].backing.as_mut().filter(|backing| backing.superblock.flags.consistent) {
+                    set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
+                    backing.writer.want_superblock();
+                }
             } else {
                 self.renegotiate(p, rule);
             }
@@ -296,6 +314,12 @@ impl<P: Payload> Engine<P> {
         if !matches!(volume.disk, DiskState::Failed | DiskState::Detaching) || volume.outstanding > 0 {
             return;
         }
+        let unwritten = volume.backing.as_ref().is_some_and(|backing| {
+            !backing.writer.is_idle() || backing.writer.superblock.wanted > backing.writer.superblock.durable
+        });
+        if unwritten && !volume.metadata_failed {
+            return;
+        }
         // References of requests that are still open die with the log.
         for (_, request) in self.requests.iter_mut().filter(|(_, request)| request.volume == v) {
             request.logged = false;
@@ -307,6 +331,7 @@ impl<P: Payload> Engine<P> {
         }
         let volume = &mut self.volumes[v];
         volume.backing = None;
+        volume.metadata_failed = false;
         volume.attached_anew = None;
         volume.attachment = volume.attachment.wrapping_add(1);
         volume.waiters.clear();

@@ -79,7 +79,7 @@ impl<P: Payload> Engine<P> {
         let settled = self
             .volumes
             .iter()
-            .all(|volume| volume.backing.as_ref().is_none_or(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable)
+            .all(|volume| volume.detaching.is_none() && volume.backing.as_ref().is_none_or(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable)
                 && !matches!(volume.disk, DiskState::Attaching | DiskState::Failed | DiskState::Detaching));
         if !settled {
             return false;
@@ -506,12 +506,18 @@ impl<P: Payload> Engine<P> {
     /// One side has no disk: the connection stands, nothing is compared.
     fn connect_diskless(&mut self, p: usize, v: usize, mine: &VolumeHello, theirs: &VolumeHello) {
         self.set_replication(p, v, ReplicationState::Established, "diskless");
+        if mine.attached_anew {
+            self.end_attached_anew(v);
+        }
         if mine.disk == DiskState::Diskless && theirs.disk.has_data() && self.volumes[v].size == 0 {
             self.volumes[v].size = if theirs.effective_bytes == 0 { theirs.max_bytes } else { theirs.effective_bytes };
         }
         // What a Primary without a disk showed its clients must be what the other one has; anything else is old.
         let stale = |primary: &VolumeHello, disk: &VolumeHello| {
-            primary.disk == DiskState::Diskless && !primary.current.is_none() && !primary.current.same(disk.current)
+            let known = primary.current.same(disk.current)
+                || primary.current.same(disk.bitmap)
+                || disk.history.iter().any(|old| old.same(primary.current));
+            primary.disk == DiskState::Diskless && !primary.current.is_none() && !known
         };
         if stale(mine, theirs) && theirs.disk > DiskState::Outdated {
             self.peers[p].devices[v].disk = DiskState::Outdated;
@@ -522,6 +528,21 @@ impl<P: Payload> Engine<P> {
         self.send_volume_ready(p, v);
         if self.peers[p].role == Role::Primary {
             self.track_misses(p, v, &[]);
+        }
+    }
+
+    /// Nobody has current data to bring a disk up to date that a Primary attached: unless it holds what the clients last saw, it
+    /// cannot be used.
+    pub(crate) fn end_attached_anew(&mut self, v: usize) {
+        let Some(claimed) = self.volumes[v].attached_anew.take() else { return };
+        let current = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
+        if self.volumes[v].disk != DiskState::Negotiating {
+            return;
+        }
+        if current.is_some_and(|current| current.same(self.volumes[v].exposed)) {
+            self.set_disk(v, claimed, "clients-saw-these-data");
+        } else {
+            self.fail_disk(v, "clients-saw-newer-data");
         }
     }
 

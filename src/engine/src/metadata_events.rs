@@ -15,8 +15,11 @@ use crate::wire::Message;
 impl<P: Payload> Engine<P> {
     /// Starts the next metadata job or phase. True if something started or ended.
     pub(crate) fn pump_metadata(&mut self, v: usize) -> bool {
-        let between = matches!(self.volumes[v].disk, DiskState::Attaching | DiskState::Negotiating | DiskState::Detaching);
-        if !self.volumes[v].usable() && !between {
+        let between = matches!(
+            self.volumes[v].disk,
+            DiskState::Attaching | DiskState::Negotiating | DiskState::Detaching | DiskState::Failed
+        );
+        if self.volumes[v].metadata_failed || !self.volumes[v].usable() && !between {
             return false;
         }
         let mut progress = false;
@@ -138,6 +141,7 @@ impl<P: Payload> Engine<P> {
             backing.writer.ended();
         }
         if result.is_err() {
+            self.volumes[v].metadata_failed = true;
             self.fail_disk(v, "metadata-io-error");
         }
     }

@@ -327,9 +327,8 @@ impl<P: Payload> Engine<P> {
         outcome: ResyncOutcome,
     ) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
-        let Some(source) = self.peers[p].devices[v].source.as_mut() else {
-            return Err("an acknowledgement of a resync that is not running");
-        };
+        // None: on its way when the resync was stopped, because a disk was lost.
+        let Some(source) = self.peers[p].devices[v].source.as_mut() else { return Ok(()) };
         if !source.operations.get(&id).is_some_and(|operation| operation.sent) {
             return Err("an acknowledgement of resync data that was never sent");
         }
@@ -350,9 +349,7 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn resync_flushed_received(&mut self, p: usize, number: VolumeNumber, id: u64) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
         let node = self.peers[p].config.node_id;
-        let Some(source) = self.peers[p].devices[v].source.as_mut() else {
-            return Err("a flush of a resync that is not running");
-        };
+        let Some(source) = self.peers[p].devices[v].source.as_mut() else { return Ok(()) };
         match source.flushing.take() {
             Some((asked, blocks)) if asked == id => {
                 if let Some(backing) = self.volumes[v].backing.as_mut() {
@@ -371,8 +368,10 @@ impl<P: Payload> Engine<P> {
 
     pub(crate) fn resync_finished_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
-        if !self.peers[p].devices[v].source.as_ref().is_some_and(|source| source.finishing) {
-            return Err("the end of a resync that is not ending");
+        match &self.peers[p].devices[v].source {
+            None => return Ok(()),
+            Some(source) if !source.finishing => return Err("the end of a resync that is not ending"),
+            Some(_) => {}
         }
         self.peers[p].devices[v].source = None;
         self.peers[p].devices[v].disk = DiskState::UpToDate;
@@ -399,7 +398,8 @@ impl<P: Payload> Engine<P> {
     ) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("resync data for an unknown volume")?;
         if !self.peers[p].devices[v].replication.is_sync_target() {
-            return Err("resync data outside of a resync");
+            // On its way when the disk was lost here; the source learns of that.
+            return if self.volumes[v].usable() { Err("resync data outside of a resync") } else { Ok(()) };
         }
         let size = self.volumes[v].size;
         let end = range.offset.checked_add(u64::from(range.length)).ok_or("resync data beyond the end of the address space")?;
@@ -475,7 +475,7 @@ impl<P: Payload> Engine<P> {
 
     pub(crate) fn resync_flush_received(&mut self, p: usize, number: VolumeNumber, id: u64) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
-        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Err("a flush outside of a resync") };
+        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Ok(()) };
         if target.flush_wanted.is_some() || target.flushing.is_some() {
             return Err("a resync flush before the last one was answered");
         }
@@ -526,7 +526,7 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn resync_finish_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
         let node = self.peers[p].config.node_id;
-        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Err("the end of a resync that is not running") };
+        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Ok(()) };
         if !target.pending.is_empty() || target.flush_wanted.is_some() || target.flushing.is_some() || target.finishing {
             return Err("the end of a resync with data under way");
         }

@@ -148,6 +148,8 @@ pub(crate) struct Volume {
     pub config: VolumeConfig,
     pub disk: DiskState,
     pub backing: Option<Backing>,
+    /// The metadata of the disk cannot be written any more.
+    pub metadata_failed: bool,
     /// Counts attachments, so that an answer for an earlier disk is recognised.
     pub attachment: u32,
     /// Operations under way on the backing disk.
@@ -179,6 +181,7 @@ impl Volume {
             config,
             disk: DiskState::Diskless,
             backing: None,
+            metadata_failed: false,
             attachment: 0,
             outstanding: 0,
             size: 0,
