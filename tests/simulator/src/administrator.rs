@@ -543,6 +543,7 @@ impl World {
                     metadata_errors: (end(volume.faults.metadata_errors.0), 0),
                     slow: end(volume.faults.slow),
                     full: end(volume.faults.full),
+                    stalled: end(volume.faults.stalled),
                 };
             }
         }

@@ -103,6 +103,20 @@ impl World {
         if self.nodes[node].incarnation != incarnation || self.nodes[node].process.is_none() {
             return;
         }
+        let stalled = self.nodes[node].volumes[volume].faults.stalled;
+        if stalled > self.now {
+            let after = stalled - self.now;
+            return self.schedule(
+                after,
+                Occurrence::DiskDone {
+                    node,
+                    incarnation,
+                    volume,
+                    token,
+                    io,
+                },
+            );
+        }
         self.process(node).disk_operations -= 1;
         let now = self.now;
         let mut changed = std::mem::take(&mut self.scratch);

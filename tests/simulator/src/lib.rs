@@ -20,6 +20,7 @@ mod processes;
 pub mod queue;
 pub mod random;
 pub mod run;
+pub mod scenario;
 mod sessions;
 pub mod settings;
 pub mod stamps;

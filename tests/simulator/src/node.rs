@@ -33,6 +33,8 @@ pub struct DiskFaults {
     pub metadata_errors: (Micros, u64),
     /// Everything is slow.
     pub slow: Micros,
+    /// Nothing ends until then.
+    pub stalled: Micros,
     /// Data writes end with "no space".
     pub full: Micros,
 }

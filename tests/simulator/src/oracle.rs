@@ -9,6 +9,7 @@
 //! failed) never supersedes, and ends when its node died; once a read or a promotion has seen it, it counts as completed.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 use qrbd_engine::units::ByteRange;
@@ -81,6 +82,17 @@ fn latest(entries: &[Entry], counts: impl Fn(&Entry) -> bool) -> Moment {
         .map(|entry| entry.began)
         .max()
         .unwrap_or(0)
+}
+
+/// Entries that ended before this moment are superseded.
+fn bar(entries: &[Entry], standard: Standard, after: Moment) -> Moment {
+    match standard {
+        Standard::Live => latest(entries, |entry| {
+            entry.certain && entry.ended.is_some_and(|ended| ended < after)
+        }),
+        Standard::Flushed => latest(entries, |entry| entry.durable),
+        Standard::Any => 0,
+    }
 }
 
 fn superseded(entry: &Entry, by: Moment) -> bool {
@@ -186,13 +198,7 @@ impl Branch {
         let Some(entries) = self.entries.get(&sector) else {
             return vec![self.found_stamp(sector)];
         };
-        let by = match standard {
-            Standard::Live => latest(entries, |entry| {
-                entry.certain && entry.ended.is_some_and(|ended| ended < after)
-            }),
-            Standard::Flushed => latest(entries, |entry| entry.durable),
-            Standard::Any => 0,
-        };
+        let by = bar(entries, standard, after);
         entries
             .iter()
             .filter(|entry| !superseded(entry, by))
@@ -206,18 +212,39 @@ impl Branch {
         let Some(entries) = self.entries.get(&sector) else {
             return stamp == self.found_stamp(sector);
         };
-        // The newest entry is nearly always the one.
-        let by = match standard {
-            Standard::Live => latest(entries, |entry| {
-                entry.certain && entry.ended.is_some_and(|ended| ended < after)
-            }),
-            Standard::Flushed => latest(entries, |entry| entry.durable),
-            Standard::Any => 0,
-        };
+        // Nothing supersedes the newest entry.
+        if entries.last().is_some_and(|newest| newest.stamp == stamp) {
+            return true;
+        }
+        let by = bar(entries, standard, after);
         entries
             .iter()
             .rev()
             .any(|entry| entry.stamp == stamp && !superseded(entry, by))
+    }
+
+    /// The first sector (of `within`) of `image` that does not meet the standard.
+    #[must_use]
+    pub fn first_bad(
+        &self,
+        within: Range<Sector>,
+        standard: Standard,
+        after: Moment,
+        image: impl Fn(Sector) -> Stamp,
+    ) -> Option<Sector> {
+        let bad = self.entries.range(within).find(|(sector, entries)| {
+            let stamp = image(**sector);
+            // Nothing supersedes the newest entry.
+            if entries.last().is_some_and(|newest| newest.stamp == stamp) {
+                return false;
+            }
+            let by = bar(entries, standard, after);
+            !entries
+                .iter()
+                .rev()
+                .any(|entry| entry.stamp == stamp && !superseded(entry, by))
+        });
+        bad.map(|(&sector, _)| sector)
     }
 
     /// A read that began at `began` saw `stamp`: the order of the writes before it is settled if none is under way.

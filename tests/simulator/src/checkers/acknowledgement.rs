@@ -85,14 +85,8 @@ impl World {
     ) -> Result<(), Sector> {
         let branch = &self.branches[request.branch];
         let disk = &self.nodes[node].volumes[request.volume].disk;
-        let bad = sectors(range).find(|&sector| {
-            !branch.allows(
-                sector,
-                disk.sector(sector, View::Cached),
-                Standard::Live,
-                now + 1,
-            )
-        });
+        let image = |sector| disk.sector(sector, View::Cached);
+        let bad = branch.first_bad(sectors(range), Standard::Live, now + 1, image);
         bad.map_or(Ok(()), Err)
     }
 
@@ -204,7 +198,7 @@ impl World {
             where_to_look.push(node);
         }
         // A disk that left in this very step took the flushed data with it.
-        let leaving = request_disk_is_durable(self, request, range);
+        let leaving = !here && request_disk_is_durable(self, request, range);
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
             let wanted = self.settings.protocol == Protocol::C || !(here || leaving);
             if wanted && view.in_sync_with(peer, volume) && self.peer_is_the_same(node, peer) {
@@ -212,18 +206,12 @@ impl World {
             }
         }
         let branch = &self.branches[request.branch];
-        let covered = covered(self, request, range);
+        let within = covered(range);
         for holder in where_to_look {
             let disk = &self.nodes[holder].volumes[volume].disk;
-            let bad = covered.iter().find(|&&sector| {
-                !branch.allows(
-                    sector,
-                    disk.sector(sector, View::Durable),
-                    Standard::Flushed,
-                    0,
-                )
-            });
-            if let Some(&sector) = bad {
+            let image = |sector| disk.sector(sector, View::Durable);
+            let bad = branch.first_bad(within.clone(), Standard::Flushed, 0, image);
+            if let Some(sector) = bad {
                 let found = self.name(disk.sector(sector, View::Durable));
                 let text = format!(
                     "request {id} ({}) was answered, but a power loss of n{holder} would leave {found} in sector {sector}",
@@ -319,26 +307,15 @@ impl World {
     }
 }
 
-fn covered(world: &World, request: &OpenRequest, range: Option<ByteRange>) -> Vec<Sector> {
-    match range {
-        Some(range) => sectors(range).collect(),
-        None => world.branches[request.branch]
-            .entries
-            .keys()
-            .copied()
-            .collect(),
-    }
+fn covered(range: Option<ByteRange>) -> std::ops::Range<Sector> {
+    range.map_or(0..Sector::MAX, sectors)
 }
 
 fn request_disk_is_durable(world: &World, request: &OpenRequest, range: Option<ByteRange>) -> bool {
     let branch = &world.branches[request.branch];
     let disk = &world.nodes[request.node].volumes[request.volume].disk;
-    covered(world, request, range).into_iter().all(|sector| {
-        branch.allows(
-            sector,
-            disk.sector(sector, View::Durable),
-            Standard::Flushed,
-            0,
-        )
-    })
+    let image = |sector| disk.sector(sector, View::Durable);
+    branch
+        .first_bad(covered(range), Standard::Flushed, 0, image)
+        .is_none()
 }

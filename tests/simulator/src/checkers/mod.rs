@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use qrbd_engine::metadata::superblock::Superblock;
+use qrbd_engine::state::{DiskState, ReplicationState};
 use qrbd_engine::wire::message::{Message, Protocol};
 
 use crate::disk::{Job, View};
@@ -149,9 +150,13 @@ impl World {
                 self.resync_may_start(node, peer, volume, before, &view);
                 let in_sync = |view: &NodeView| {
                     view.in_sync_with(peer, volume)
-                        && view.volumes[volume].disk == qrbd_engine::state::DiskState::UpToDate
+                        && view.volumes[volume].disk == DiskState::UpToDate
                 };
-                if in_sync(&view) && !in_sync(before) {
+                // The source of a resync may be Outdated itself; the target has its data all the same.
+                let synced = before.replication(peer, volume).is_sync_target()
+                    && view.replication(peer, volume) == ReplicationState::Established
+                    && view.volumes[volume].disk == DiskState::UpToDate;
+                if in_sync(&view) && !in_sync(before) || synced {
                     self.got_in_sync(node, peer, volume, before);
                 }
             }
@@ -260,6 +265,9 @@ impl World {
             } else {
                 mine.max(theirs)
             };
+            self.trace.line(self.now, || {
+                format!("n{node} and n{peer} v{volume} are one again: branch {winner} of {mine}, {theirs}")
+            });
             let loser = if winner == mine { theirs } else { mine };
             self.check_nothing_merged_away(node, peer, volume, winner, loser);
             self.nodes[node].volumes[volume].branch = winner;

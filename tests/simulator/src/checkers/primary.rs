@@ -162,6 +162,9 @@ impl World {
         } else {
             branch
         };
+        self.trace.line(self.now, || {
+            format!("n{node} v{volume} is measured by {standard:?}; branch {branch}")
+        });
         self.nodes[source].volumes[volume].branch = branch;
         self.nodes[node].volumes[volume].branch = branch;
         for (sector, stamps) in image {
