@@ -136,18 +136,18 @@ impl ResourcePlan {
             .unwrap_or_else(|| format!("node-id {node}"))
     }
 
-    /// True if a running engine with this plan can go on under `other`: nothing differs that an engine is made with.
-    pub(crate) fn same_engine(&self, other: &ResourcePlan) -> bool {
+    /// True if a running engine with this plan can go on under `other`: the same node, volumes and peers, whatever their options.
+    pub(crate) fn same_shape(&self, other: &ResourcePlan) -> bool {
         let volumes = |plan: &ResourcePlan| {
             plan.volumes
                 .iter()
-                .map(VolumePlan::engine_facts)
+                .map(|volume| volume.number)
                 .collect::<Vec<_>>()
         };
         let peers = |plan: &ResourcePlan| {
             plan.peers
                 .iter()
-                .map(|peer| (peer.node_id, peer.engine_facts()))
+                .map(|peer| peer.node_id)
                 .collect::<Vec<_>>()
         };
         self.node_id == other.node_id
@@ -157,21 +157,14 @@ impl ResourcePlan {
 }
 
 impl VolumePlan {
-    fn engine(&self) -> VolumeConfig {
+    /// The engine's configuration.
+    pub(crate) fn engine(&self) -> VolumeConfig {
         VolumeConfig {
             al_extents: self.al_extents,
             disk_flushes: self.disk_flushes,
             detach_on_io_error: self.on_io_error != OnIoError::PassOn,
             ..VolumeConfig::new(self.number)
         }
-    }
-
-    fn engine_facts(&self) -> (VolumeNumber, bool, bool) {
-        (
-            self.number,
-            self.disk_flushes,
-            self.on_io_error == OnIoError::PassOn,
-        )
     }
 }
 
@@ -181,7 +174,8 @@ impl PeerPlan {
         Duration::from_millis(self.net.connect_int_ms)
     }
 
-    fn engine(&self) -> PeerConfig {
+    /// The engine's configuration.
+    pub(crate) fn engine(&self) -> PeerConfig {
         let net = &self.net;
         PeerConfig {
             protocol: protocol(net.protocol),
@@ -197,23 +191,13 @@ impl PeerPlan {
         }
     }
 
-    fn engine_facts(&self) -> impl PartialEq + use<> {
-        let config = self.engine();
-        (
-            config.protocol,
-            config.policies,
-            [
-                config.ping_interval,
-                config.ping_timeout,
-                config.timeout,
-                config.resync_window_bytes,
-            ],
-            [config.ko_count, config.max_epoch_size],
-        )
+    /// True if a standing connection can go on under `other`: what is agreed on when it is made is the same.
+    pub(crate) fn same_connection(&self, other: &PeerPlan) -> bool {
+        self.same_way(other) && self.net.protocol == other.net.protocol
     }
 
-    /// True if the connection itself (not the engine) must be made anew to follow `other`.
-    pub(crate) fn same_connection(&self, other: &PeerPlan) -> bool {
+    /// True if the peer is reached in the same way.
+    pub(crate) fn same_way(&self, other: &PeerPlan) -> bool {
         (
             self.local,
             self.remote,
@@ -374,11 +358,17 @@ mod tests {
     }
 
     #[test]
-    fn what_an_engine_is_made_with_is_told_from_what_a_connection_is_made_with() {
+    fn a_connection_is_made_anew_only_for_what_is_agreed_on_when_it_is_made() {
         let before = plan("alice", "");
         let calmer = plan("alice", "connect-int 15;");
-        assert!(before.same_engine(&calmer) && !before.peers[0].same_connection(&calmer.peers[0]));
+        assert!(!before.peers[0].same_way(&calmer.peers[0]));
         let slower = plan("alice", "timeout 80;");
-        assert!(!before.same_engine(&slower) && before.peers[0].same_connection(&slower.peers[0]));
+        assert!(before.peers[0].same_connection(&slower.peers[0]) && before != slower);
+        let weaker = plan("alice", "protocol A;");
+        assert!(
+            before.peers[0].same_way(&weaker.peers[0])
+                && !before.peers[0].same_connection(&weaker.peers[0])
+        );
+        assert!(before.same_shape(&weaker) && !before.same_shape(&plan("bob", "")));
     }
 }

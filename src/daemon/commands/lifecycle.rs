@@ -146,31 +146,35 @@ async fn follow(
     if old == *plan {
         return Ok(Some(shared));
     }
-    if !old.same_engine(plan) {
+    if !old.same_shape(plan) {
         if shared.status().role == Role::Primary {
-            let why = "the changed options (volumes, peers, protocol, timeouts, split-brain policies, on-io-error) need the resource \
-                       to be taken down and up, which 'adjust' does not do to a Primary; nothing was changed";
+            let why = "other volumes, peers or node-ids need the resource to be taken down and up, which 'adjust' does not do to a \
+                       Primary; nothing was changed";
             return Err(Refusal::from(KernelError::ResourceInUse).with_detail(why));
         }
         info!(
-            "{}: the changed options need the resource to be taken down and up",
+            "{}: other volumes, peers or node-ids need the resource to be taken down and up",
             plan.name
         );
         down_one(daemon, &shared).await?;
         return Ok(None);
     }
-    let moved: Vec<_> = plan
-        .peers
-        .iter()
-        .filter(|peer| {
-            old.peers
-                .iter()
-                .any(|other| other.node_id == peer.node_id && !other.same_connection(peer))
-        })
-        .collect();
-    for peer in &moved {
-        disconnect(&shared, peer.node_id).await?;
-        shared.reconfigure_peer(peer);
+    for (before, peer) in old.peers.iter().zip(&plan.peers) {
+        // Connected again where the rest of the command finds it StandAlone.
+        if !before.same_connection(peer)
+            && connection(&shared, peer.node_id) != Some(ConnectionState::StandAlone)
+        {
+            disconnect(&shared, peer.node_id).await?;
+        }
+        if before != peer {
+            info!(
+                "{}: changed options of the connection to {}",
+                plan.name, peer.name
+            );
+            shared
+                .reconfigure_peer(peer, !before.same_way(peer))
+                .map_err(|refusal| explained(&shared, refusal))?;
+        }
     }
     shared.replace_plan(plan.clone());
     Ok(Some(shared))
@@ -226,7 +230,7 @@ pub(super) async fn attach(daemon: &Rc<Daemon>, target: &Target) -> Response {
         let _guard = lock.lock().await;
         // The configuration may name another disk by now.
         if let Ok(plan) = daemon.plan(&loaded, &shared.name)
-            && shared.plan().same_engine(&plan)
+            && shared.plan().same_shape(&plan)
         {
             let peers = shared.plan().peers;
             shared.replace_plan(ResourcePlan { peers, ..plan });

@@ -23,7 +23,7 @@ use super::{Incoming, Shared};
 use crate::clock::Clock;
 use crate::handlers::{HandlerCall, Handlers};
 use crate::payload::EnginePayload;
-use crate::plan::ResourcePlan;
+use crate::plan::{PeerPlan, ResourcePlan};
 use crate::volumes::CompletionQueue;
 
 /// A client's request that the engine has.
@@ -89,6 +89,28 @@ impl Core {
     /// The engine's state.
     pub(super) fn engine_status(&self) -> Status {
         self.engine.status()
+    }
+
+    /// Another plan of the same shape counts.
+    pub(super) fn replace_plan(&mut self, plan: ResourcePlan) {
+        for volume in &plan.volumes {
+            assert!(
+                self.engine.reconfigure_volume(volume.engine()),
+                "a plan of the same shape"
+            );
+        }
+        self.plan = plan;
+    }
+
+    /// Other options count for a peer.
+    pub(super) fn reconfigure_peer(&mut self, peer: &PeerPlan, moved: bool) -> Result<(), Refusal> {
+        if !self.engine.reconfigure_peer(peer.engine()) {
+            return Err(Refusal::InTransientState);
+        }
+        if moved {
+            self.network.reconfigure(peer);
+        }
+        Ok(())
     }
 
     /// Time of the engine.

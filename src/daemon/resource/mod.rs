@@ -229,15 +229,19 @@ impl Shared {
         self.core.borrow().plan.clone()
     }
 
-    /// From now on another plan counts, which an engine made for the old one can follow ([`ResourcePlan::same_engine`]).
+    /// From now on another plan of the same shape counts; connections are changed by [`Shared::reconfigure_peer`].
     pub(crate) fn replace_plan(&self, plan: ResourcePlan) {
-        self.core.borrow_mut().plan = plan;
+        self.core.borrow_mut().replace_plan(plan);
     }
 
-    /// The connection to a peer is made with other addresses or another key from the next attempt on.
-    pub(crate) fn reconfigure_peer(&self, peer: &PeerPlan) {
-        self.core.borrow_mut().network.reconfigure(peer);
+    /// Other options count for a peer; `moved`: it is reached in another way from the next attempt on.
+    ///
+    /// # Errors
+    /// [`Refusal::InTransientState`] if that is not possible while the connection stands.
+    pub(crate) fn reconfigure_peer(&self, peer: &PeerPlan, moved: bool) -> Result<(), Refusal> {
+        self.core.borrow_mut().reconfigure_peer(peer, moved)?;
         self.wake();
+        Ok(())
     }
 
     /// Why there is no connection to a peer, if something other than the peer's absence is known.
