@@ -130,7 +130,10 @@ impl Pair {
         pair.alice.wait_healthy(SYNC_LIMIT);
         pair.bob.wait_healthy(SYNC_LIMIT);
         pair.alice.command("primary");
-        pair.bob.wait_status("sees the Primary", SYNC_LIMIT, |status| status.peer_role() == "Primary");
+        pair.bob
+            .wait_status("sees the Primary", SYNC_LIMIT, |status| {
+                status.peer_role() == "Primary"
+            });
         pair
     }
 

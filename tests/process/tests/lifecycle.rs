@@ -18,13 +18,20 @@ fn initial_sync_copies_the_primary_s_data_and_both_become_up_to_date() {
     let mut pair = Pair::prepared(&PairOptions::default());
     // What was on the disk before is data too.
     let words = 0..OLD_DATA_BYTES / 8;
-    let old: Vec<u8> = words.flat_map(|word| (word | 1 << 60).to_le_bytes()).collect();
-    let disk = std::fs::OpenOptions::new().write(true).open(&pair.alice.disk).unwrap();
+    let old: Vec<u8> = words
+        .flat_map(|word| (word | 1 << 60).to_le_bytes())
+        .collect();
+    let disk = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&pair.alice.disk)
+        .unwrap();
     disk.write_all_at(&old, 0).unwrap();
     for node in [&mut pair.alice, &mut pair.bob] {
         node.start_and_up();
     }
-    pair.bob.wait_status("connected", SYNC_LIMIT, |status| status.connection_state() == "Connected");
+    pair.bob.wait_status("connected", SYNC_LIMIT, |status| {
+        status.connection_state() == "Connected"
+    });
     let fresh = pair.bob.status();
     assert_eq!(
         (fresh.disk(), fresh.peer_disk()),
