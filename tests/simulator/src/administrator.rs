@@ -107,6 +107,11 @@ impl Manager {
         !self.disconnected[node]
     }
 
+    /// From now on the node does not connect by itself.
+    pub fn disconnect_whim(&mut self, node: NodeIndex) {
+        self.disconnected[node] = true;
+    }
+
     /// True when the first data exist.
     #[must_use]
     pub fn began(&self) -> bool {

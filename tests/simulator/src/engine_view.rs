@@ -266,6 +266,23 @@ impl Knowledge {
         slot.map_or(0, |slot| self.image.bitmaps[slot].count())
     }
 
+    /// True if the two disks never held the same data, as far as they know.
+    #[must_use]
+    pub fn is_unrelated_to(&self, other: &Knowledge) -> bool {
+        let known = |image: &MetadataImage| -> Vec<Generation> {
+            let slots = image.superblock.peers.iter().map(|slot| slot.bitmap);
+            let all = slots
+                .chain([image.superblock.current])
+                .chain(image.superblock.history.clone());
+            all.filter(|generation| !generation.is_just_created())
+                .collect()
+        };
+        let theirs = known(&other.image);
+        !known(&self.image)
+            .iter()
+            .any(|mine| theirs.iter().any(|generation| generation.same(*mine)))
+    }
+
     /// True if a full sync of this disk is due anyway: never synced, or ordered.
     #[must_use]
     pub fn expects_full_sync(&self, peer: usize) -> bool {

@@ -64,25 +64,34 @@ impl Scenario {
         for node in 0..scenario.world.settings.nodes {
             scenario.world.start(node);
         }
-        scenario.until("both nodes are connected", |world| {
+        scenario.until("both nodes are connected with their disks", |world| {
             (0..2).all(|node| {
                 world.nodes[node].live_view().is_some_and(|view| {
                     view.replication(1 - node, 0) == ReplicationState::Established
+                        && view
+                            .volumes
+                            .iter()
+                            .all(|volume| volume.disk == DiskState::Inconsistent)
+                        && view.peer_disk(1 - node, 0) == DiskState::Inconsistent
                 })
             })
         });
         if scenario.world.settings.beginning == Beginning::SkipInitialSync {
             for volume in 0..scenario.world.settings.volumes.len() {
                 let volume = volume_number(volume);
-                scenario
-                    .command(
-                        0,
-                        Command::NewCurrentUuid {
-                            volume,
-                            clear_bitmap: true,
-                        },
-                    )
-                    .unwrap();
+                // Refused while a handshake runs.
+                let mut attempts = 0;
+                let command = Command::NewCurrentUuid {
+                    volume,
+                    clear_bitmap: true,
+                };
+                while let Err(refusal) = scenario.command(0, command.clone()) {
+                    attempts += 1;
+                    if attempts > 100 {
+                        scenario.complain(&format!("the initial sync is not skipped: {refusal}"));
+                    }
+                    scenario.run(20 * MILLISECOND);
+                }
             }
         } else {
             scenario

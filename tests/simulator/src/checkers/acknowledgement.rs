@@ -229,10 +229,7 @@ impl World {
             return;
         }
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
-            if view.mirrors_to(peer, volume)
-                || self.full_sync_due(node, peer, volume)
-                || self.full_sync_due(peer, node, volume)
-            {
+            if view.mirrors_to(peer, volume) || self.full_sync_due(node, peer, volume) {
                 continue;
             }
             let Some(knowledge) = self.knowledge(node, volume, View::Durable) else {

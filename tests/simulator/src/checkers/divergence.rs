@@ -45,10 +45,18 @@ impl World {
         }
     }
 
-    /// True if a full sync between the two is due whatever the bits say, according to what `node` has on its disk.
+    /// True if a full sync between the two is due whatever the bits say, or they have nothing in common, according to what is
+    /// on their disks.
     pub(crate) fn full_sync_due(&self, node: NodeIndex, peer: NodeIndex, volume: usize) -> bool {
-        self.knowledge(node, volume, View::Cached)
-            .is_some_and(|knowledge| knowledge.expects_full_sync(peer))
+        let (Some(mine), Some(theirs)) = (
+            self.knowledge(node, volume, View::Cached),
+            self.knowledge(peer, volume, View::Cached),
+        ) else {
+            return false;
+        };
+        mine.expects_full_sync(peer)
+            || theirs.expects_full_sync(node)
+            || mine.is_unrelated_to(&theirs)
     }
 
     /// True if a client waits for a write that touches the sector.
@@ -75,7 +83,7 @@ impl World {
             else {
                 continue;
             };
-            if self.full_sync_due(node, peer, volume) || self.full_sync_due(peer, node, volume) {
+            if self.full_sync_due(node, peer, volume) {
                 continue;
             }
             for sector in sectors {

@@ -1,0 +1,743 @@
+//! Each promise as a story: one test per promise at least, named after what it claims.
+//!
+//! The checkers look on all the time; a test asserts only what is special about its story. Stories that depend on what a crash
+//! keeps run over several seeds.
+
+use qrbd_engine::api::{ClientError, Command};
+use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
+use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange};
+use qrbd_engine::wire::message::Protocol;
+use qrbd_simulator::disk::View;
+use qrbd_simulator::queue::{MILLISECOND, SECOND};
+use qrbd_simulator::scenario::{Scenario, block, extent};
+use qrbd_simulator::settings::{Beginning, Settings};
+use qrbd_simulator::world::{node_id, volume_number};
+
+const EVERY_PROTOCOL: [Protocol; 3] = [Protocol::A, Protocol::B, Protocol::C];
+
+fn over_seeds(protocol: Protocol, count: u64, story: impl Fn(Scenario)) {
+    for seed in 0..count {
+        story(Scenario::serving_with(Settings::quiet(seed, protocol)));
+    }
+}
+
+// ---- W: writes --------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn w1_protocol_a_completes_before_the_peer_has_the_write() {
+    let mut world = Scenario::serving(Protocol::A);
+    world.mute(0);
+    let request = world.write(0, block(5));
+    world.completed(request);
+    assert!(!world.holds(1, block(5), request.write, View::Cached));
+    world.heal();
+    world.wait_in_sync();
+    assert!(world.holds(1, block(5), request.write, View::Cached));
+}
+
+#[test]
+fn w2_protocol_b_waits_for_receipt_and_not_for_the_peers_disk() {
+    let mut world = Scenario::serving(Protocol::B);
+    world.stall_disk(1, 300 * MILLISECOND);
+    let request = world.write(0, block(5));
+    world.run(100 * MILLISECOND);
+    assert!(world.is_answered(request));
+    assert!(!world.holds(1, block(5), request.write, View::Cached));
+    world.run(SECOND);
+
+    world.mute(0);
+    let request = world.write(0, block(6));
+    world.run(50 * MILLISECOND);
+    assert!(
+        !world.is_answered(request),
+        "answered before it was received"
+    );
+    world.heal();
+    world.completed(request);
+}
+
+#[test]
+fn w3_protocol_c_waits_for_both_disks() {
+    let mut world = Scenario::serving(Protocol::C);
+    for node in [0, 1] {
+        world.stall_disk(node, 300 * MILLISECOND);
+        let request = world.write(0, block(5 + node as u64));
+        world.run(200 * MILLISECOND);
+        assert!(
+            !world.is_answered(request),
+            "answered while the disk of n{node} stalls"
+        );
+        world.completed(request);
+        assert!(world.holds(0, block(5 + node as u64), request.write, View::Cached));
+        assert!(world.holds(1, block(5 + node as u64), request.write, View::Cached));
+    }
+}
+
+#[test]
+fn w4_flush_is_answered_when_both_disks_are_durable_protocol_c() {
+    let mut world = Scenario::serving(Protocol::C);
+    let write = world.write_now(0, block(5));
+    let flush = world.flush(0);
+    world.completed(flush);
+    for node in [0, 1] {
+        assert!(
+            world.holds(node, block(5), write.write, View::Durable),
+            "not durable on n{node}"
+        );
+    }
+    let fua = world.write_fua(0, block(6));
+    world.completed(fua);
+    for node in [0, 1] {
+        assert!(
+            world.holds(node, block(6), fua.write, View::Durable),
+            "FUA not durable on n{node}"
+        );
+    }
+}
+
+#[test]
+fn w4_flush_waits_for_the_peers_disk_protocol_c() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.write_now(0, block(5));
+    world.stall_disk(1, 300 * MILLISECOND);
+    let flush = world.flush(0);
+    world.run(200 * MILLISECOND);
+    assert!(!world.is_answered(flush));
+    world.completed(flush);
+}
+
+#[test]
+fn w4_flush_is_durable_here_under_a_and_b() {
+    for protocol in [Protocol::A, Protocol::B] {
+        let mut world = Scenario::serving(protocol);
+        let write = world.write_now(0, block(5));
+        let flush = world.flush(0);
+        world.completed(flush);
+        assert!(world.holds(0, block(5), write.write, View::Durable));
+    }
+}
+
+#[test]
+fn w4_flush_alone_makes_the_misses_of_the_peer_durable() {
+    for seed in 0..10 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        world.power_loss(1);
+        world.wait_disconnected(0);
+        let write = world.write_now(0, block(5));
+        let flush = world.flush(0);
+        world.completed(flush);
+        world.power_loss(0);
+        world.restart(0);
+        assert!(world.holds(0, block(5), write.write, View::Durable));
+        world.restart(1);
+        world.wait_in_sync();
+        assert!(
+            world.holds(1, block(5), write.write, View::Cached),
+            "the peer's miss was forgotten"
+        );
+    }
+}
+
+#[test]
+fn w5_overlapping_writes_end_in_one_order_on_both_nodes() {
+    for protocol in EVERY_PROTOCOL {
+        over_seeds(protocol, 10, |mut world| {
+            let ranges = [
+                ByteRange::new(4096, 8192),
+                ByteRange::new(4608, 512),
+                ByteRange::new(0, 16384),
+            ];
+            let mut requests = Vec::new();
+            for turn in 0..30 {
+                requests.push(world.write(0, ranges[turn % 3]));
+                world.run(100);
+            }
+            for request in requests {
+                world.completed(request);
+            }
+            world.wait_in_sync();
+            assert!(world.world.differing[0].is_empty());
+            let seen = world.read_now(0, block(1));
+            assert_eq!(seen, world.world.sector(1, 0, 8));
+        });
+    }
+}
+
+#[test]
+fn w6_a_dependent_write_never_reaches_the_peer_without_its_predecessor() {
+    for protocol in EVERY_PROTOCOL {
+        over_seeds(protocol, 30, |mut world| {
+            // The write-order checker looks at what the power loss left.
+            for turn in 0..20 {
+                world.write_now(0, extent(turn % 5));
+            }
+            let seed = world.world.settings.seed;
+            world.run(seed * 37);
+            world.power_loss(1);
+            world.restart(1);
+            world.wait_in_sync();
+        });
+    }
+}
+
+#[test]
+fn w7_an_acknowledged_write_that_the_peers_power_loss_took_is_sent_again() {
+    let mut lost = 0;
+    for seed in 0..30 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        let write = world.write_now(0, block(5));
+        world.power_loss(1);
+        lost += u32::from(!world.holds(1, block(5), write.write, View::Cached));
+        world.restart(1);
+        world.wait_in_sync();
+        assert!(
+            world.holds(1, block(5), write.write, View::Cached),
+            "seed {seed}"
+        );
+    }
+    assert!(lost > 3, "the power loss took the write only {lost} times");
+}
+
+#[test]
+fn w8_a_primary_that_loses_its_peer_under_load_makes_a_generation_before_it_completes() {
+    for protocol in EVERY_PROTOCOL {
+        let mut world = Scenario::serving(protocol);
+        let before = world.world.generation_on_disk(0, 0).unwrap();
+        world.partition();
+        let request = world.write(0, block(5));
+        world.completed(request);
+        world.wait_disconnected(0);
+        let request = world.write(0, block(6));
+        world.completed(request);
+        let image = world.world.nodes[0].volumes[0]
+            .disk
+            .load(View::Durable)
+            .unwrap();
+        assert!(
+            !image.superblock.current.same(before),
+            "{protocol:?}: same generation as the peer's"
+        );
+        world.heal();
+        world.wait_in_sync();
+    }
+}
+
+#[test]
+fn w9_reads_and_writes_go_on_through_the_peer_when_the_local_disk_fails() {
+    let mut world = Scenario::serving(Protocol::C);
+    let before = world.write_now(0, block(5));
+    world.break_disk(0);
+    let write = world.write_now(0, block(6));
+    world.until("the disk is given up", |world| {
+        world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+    });
+    assert!(world.holds(1, block(6), write.write, View::Cached));
+    assert_eq!(
+        world.read_now(0, block(5)),
+        qrbd_simulator::stamps::stamp(before.write, 40)
+    );
+    world.repair_disk(0);
+    world.attach(0);
+    world.wait_in_sync();
+    assert!(world.holds(0, block(6), write.write, View::Cached));
+}
+
+#[test]
+fn w9_reads_of_a_broken_disk_come_from_the_peer() {
+    let mut world = Scenario::serving(Protocol::C);
+    let write = world.write_now(0, block(5));
+    world.world.nodes[0].volumes[0].faults.read_errors = (u64::MAX, 1000);
+    assert_eq!(
+        world.read_now(0, block(5)),
+        qrbd_simulator::stamps::stamp(write.write, 40)
+    );
+}
+
+#[test]
+fn w10_discarded_and_zeroed_ranges_read_the_same_on_both_nodes() {
+    for protocol in EVERY_PROTOCOL {
+        let mut world = Scenario::serving(protocol);
+        for range in [block(5), block(6), ByteRange::new(7 * 4096, 65536)] {
+            world.write_now(0, range);
+        }
+        let discard = world.discard(0, ByteRange::new(5 * 4096 + 512, 2048));
+        let zeroes = world.zeroes(0, ByteRange::new(7 * 4096 + 512, 40_960));
+        world.completed(discard);
+        world.completed(zeroes);
+        world.wait_in_sync();
+        assert_eq!(world.read_now(0, ByteRange::new(5 * 4096 + 512, 512)), 0);
+        assert_eq!(world.world.sector(1, 0, 41), 0);
+        assert_ne!(
+            world.world.sector(1, 0, 40),
+            0,
+            "the rest of the block was lost"
+        );
+        assert!(world.world.differing[0].is_empty());
+    }
+}
+
+// ---- C: crash and power loss ------------------------------------------------------------------------------------------------
+
+#[test]
+fn c1_a_crash_of_the_primary_costs_no_more_than_the_activity_log() {
+    for seed in 0..10 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        for turn in 0..40 {
+            world.write_now(0, extent(turn % 12));
+        }
+        let request = world.write(0, extent(3));
+        world.run(100);
+        world.power_loss(0);
+        world.restart(0);
+        let extents = u64::from(world.world.settings.volumes[0].al_extents);
+        assert!(
+            world.bits(0) <= extents * BLOCKS_PER_EXTENT,
+            "{} bits",
+            world.bits(0)
+        );
+        assert!(world.is_answered(request) || world.world.requests.is_empty());
+        world.wait_in_sync();
+    }
+}
+
+#[test]
+fn c2_metadata_open_after_a_power_loss_at_any_instant() {
+    for seed in 0..150 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        for turn in 0..12 {
+            world.write(0, extent(turn));
+        }
+        // The checkers load the metadata that the crash left.
+        world.run(seed * 23);
+        world.power_loss(0);
+        world.power_loss(1);
+        world.restart(0);
+        world.restart(1);
+        world.wait_in_sync();
+    }
+}
+
+#[test]
+fn c3_an_acked_write_survives_the_primarys_crash_protocol_c() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        let write = world.write_now(0, block(5));
+        world.power_loss(0);
+        world.wait_disconnected(1);
+        world.promote(1).unwrap();
+        assert_eq!(
+            world.read_now(1, block(5)),
+            qrbd_simulator::stamps::stamp(write.write, 40)
+        );
+        world.restart(0);
+        world.wait_in_sync();
+        assert!(world.holds(0, block(5), write.write, View::Cached));
+    });
+}
+
+#[test]
+fn c3_an_acked_write_survives_the_secondarys_power_loss() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        let write = world.write_now(0, block(5));
+        world.power_loss(1);
+        assert_eq!(
+            world.read_now(0, block(5)),
+            qrbd_simulator::stamps::stamp(write.write, 40)
+        );
+        world.restart(1);
+        world.wait_in_sync();
+    });
+}
+
+#[test]
+fn c3_a_flushed_write_survives_the_power_loss_of_both() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        let write = world.write_now(0, block(5));
+        let flush = world.flush(0);
+        world.completed(flush);
+        world.write(0, block(6));
+        world.run(300);
+        world.power_loss(0);
+        world.power_loss(1);
+        let first = usize::from(world.world.settings.seed % 2 == 0);
+        world.restart(first);
+        world.promote(first).unwrap();
+        assert_eq!(
+            world.read_now(first, block(5)),
+            qrbd_simulator::stamps::stamp(write.write, 40)
+        );
+        world.restart(1 - first);
+        world.wait_in_sync();
+        assert!(world.holds(1 - first, block(5), write.write, View::Cached));
+    });
+}
+
+#[test]
+fn c4_the_survivor_of_protocol_a_and_b_is_a_state_that_the_primary_passed_through() {
+    for protocol in [Protocol::A, Protocol::B] {
+        over_seeds(protocol, 30, |mut world| {
+            let mut last = world.write_now(0, block(0));
+            for turn in 1..30 {
+                // A log record, then the commit that depends on it.
+                world.write_now(0, block(turn));
+                last = world.write_now(0, extent(4));
+                if turn == 25 && protocol == Protocol::A {
+                    world.mute(0);
+                }
+            }
+            world.power_loss(0);
+            world.heal();
+            world.wait_disconnected(1);
+            world.settle();
+            // The write-order checker measures the new Primary.
+            world.promote(1).unwrap();
+            world.read_now(1, extent(4));
+            world.restart(0);
+            world.wait_in_sync();
+            assert!(last.write > 0);
+        });
+    }
+}
+
+#[test]
+fn c5_a_killed_primary_comes_back_with_everything_it_answered() {
+    for protocol in EVERY_PROTOCOL {
+        over_seeds(protocol, 10, |mut world| {
+            let write = world.write_now(0, block(5));
+            world.kill(0);
+            world.restart(0);
+            world.promote(0).unwrap();
+            assert_eq!(
+                world.read_now(0, block(5)),
+                qrbd_simulator::stamps::stamp(write.write, 40)
+            );
+            world.wait_in_sync();
+        });
+    }
+}
+
+// ---- G: who has the newer data ------------------------------------------------------------------------------------------------
+
+#[test]
+fn g1_the_node_that_stayed_behind_becomes_the_target_whoever_is_primary() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.power_loss(0);
+    world.wait_disconnected(1);
+    world.promote(1).unwrap();
+    let write = world.write_now(1, block(7));
+    world.restart(0);
+    world.wait_in_sync();
+    assert!(world.holds(0, block(7), write.write, View::Cached));
+    assert!(world.saw_rule(0, "bitmap-peer"), "{:?}", world.world.rules);
+    assert!(world.saw_rule(1, "bitmap-self"), "{:?}", world.world.rules);
+}
+
+#[test]
+fn g2_a_reconnect_without_writes_copies_nothing() {
+    for protocol in EVERY_PROTOCOL {
+        let mut world = Scenario::serving(protocol);
+        world.write_now(0, block(5));
+        world.settle();
+        world.disconnect(1).unwrap();
+        world.run(SECOND);
+        world.connect(1, false).unwrap();
+        world.wait_in_sync();
+        assert!(
+            !world.saw_rule(1, "resync-finished"),
+            "{:?}",
+            world.world.rules
+        );
+    }
+}
+
+fn split_brain(protocol: Protocol) -> Scenario {
+    let mut settings = Settings::quiet(3, protocol);
+    settings.reckless = true;
+    let mut world = Scenario::serving_with(settings);
+    world.partition();
+    world.wait_disconnected(0);
+    world.wait_disconnected(1);
+    world.promote(1).unwrap();
+    world.write_now(0, block(5));
+    world.write_now(1, block(6));
+    world.heal();
+    world.until("both stand alone", |world| {
+        (0..2).all(|node| {
+            let view = world.nodes[node].live_view().unwrap();
+            view.peers[1 - node].as_ref().unwrap().connection == ConnectionState::StandAlone
+        })
+    });
+    world
+}
+
+#[test]
+fn g3_a_split_brain_is_found_and_both_sides_are_kept() {
+    for protocol in EVERY_PROTOCOL {
+        let mut world = split_brain(protocol);
+        assert!(
+            world.world.figures.split_brains > 0,
+            "no handler was called"
+        );
+        world.connect(0, false).unwrap();
+        world.connect(1, false).unwrap();
+        world.run(5 * SECOND);
+        assert_eq!(world.connection(0), ConnectionState::StandAlone);
+        assert!(world.world.differing[0].contains(&40) && world.world.differing[0].contains(&48));
+    }
+}
+
+#[test]
+fn g3_discard_my_data_gives_up_one_side_and_keeps_the_other() {
+    let mut world = split_brain(Protocol::C);
+    let (kept, lost) = (world.world.sector(0, 0, 40), world.world.sector(1, 0, 48));
+    assert_eq!(
+        world.connect(1, true),
+        Err(Refusal::DiscardNotAllowed),
+        "a Primary may not discard"
+    );
+    world.demote(1).unwrap();
+    world.connect(1, true).unwrap();
+    world.connect(0, false).unwrap();
+    world.wait_in_sync();
+    assert_eq!(world.world.sector(1, 0, 40), kept);
+    assert_ne!(world.world.sector(0, 0, 48), lost);
+}
+
+#[test]
+fn g4_a_second_primary_is_refused_while_connected() {
+    let mut world = Scenario::serving(Protocol::C);
+    assert_eq!(world.promote(1), Err(Refusal::TwoPrimaries));
+    assert_eq!(world.view(1).role, Role::Secondary);
+}
+
+#[test]
+fn g4_outdated_data_are_not_promoted_without_force() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.disconnect(1).unwrap();
+    world
+        .command(
+            1,
+            Command::Outdate {
+                volume: volume_number(0),
+            },
+        )
+        .unwrap();
+    world.write_now(0, block(5));
+    assert_eq!(world.promote(1), Err(Refusal::NoUpToDateDisk));
+    world.kill(1);
+    world.world.manager.disconnect_whim(1);
+    world.restart(1);
+    assert_eq!(
+        world.disk(1),
+        DiskState::Outdated,
+        "forgotten over a restart"
+    );
+    assert_eq!(world.promote(1), Err(Refusal::NoUpToDateDisk));
+    world.connect(1, false).unwrap();
+    world.wait_in_sync();
+}
+
+#[test]
+fn g4_an_interrupted_target_is_not_promoted_without_force() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.disconnect(1).unwrap();
+    for number in 0..64 {
+        world.write_now(0, block(number * 16));
+    }
+    world.connect(1, false).unwrap();
+    world.until("the resync runs", |world| {
+        world.nodes[1].live_view().unwrap().volumes[0].disk == DiskState::Inconsistent
+    });
+    world.power_loss(0);
+    world.wait_disconnected(1);
+    assert_eq!(world.disk(1), DiskState::Inconsistent);
+    assert_eq!(world.promote(1), Err(Refusal::NoUpToDateDisk));
+    world.restart(0);
+    world.wait_in_sync();
+}
+
+#[test]
+fn g4_a_node_without_data_is_not_promoted_without_force() {
+    let mut world = Scenario::unstarted(Settings::quiet(1, Protocol::C));
+    world.restart(0);
+    assert_eq!(world.promote(0), Err(Refusal::NoUpToDateDisk));
+}
+
+#[test]
+fn g5_unrelated_disks_are_refused_and_nothing_is_overwritten() {
+    let mut settings = Settings::quiet(5, Protocol::C);
+    settings.beginning = Beginning::ForcePrimary;
+    settings.reckless = true;
+    let mut world = Scenario::unstarted(settings);
+    for node in [0, 1] {
+        world.world.manager.disconnect_whim(node);
+        world.restart(node);
+        world
+            .command(node, Command::Promote { force: true })
+            .unwrap();
+        world.write_now(node, block(3 + node as u64));
+        world
+            .command(node, Command::Demote { force: true })
+            .unwrap();
+    }
+    let before: Vec<u64> = (24..40)
+        .map(|sector| world.world.sector(1, 0, sector))
+        .collect();
+    world.connect(0, false).unwrap();
+    world.connect(1, false).unwrap();
+    world.run(5 * SECOND);
+    assert_eq!(world.connection(0), ConnectionState::StandAlone);
+    let after: Vec<u64> = (24..40)
+        .map(|sector| world.world.sector(1, 0, sector))
+        .collect();
+    assert_eq!(before, after);
+}
+
+// ---- R: resync ----------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn r1_a_resync_copies_only_what_is_marked() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.disconnect(1).unwrap();
+    for number in [3, 70, 1500] {
+        world.write_now(0, block(number));
+    }
+    assert_eq!(world.bits(0), 3);
+    world.connect(1, false).unwrap();
+    world.wait_in_sync();
+    // The crash-resync checker refuses every block that is not marked.
+    assert!(world.saw_rule(1, "resync-finished"));
+}
+
+#[test]
+fn r1_an_interrupted_resync_goes_on_where_it_was() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.disconnect(1).unwrap();
+    // The target is flushed, and bits are cleared, after every 32 MiB.
+    for number in 0..44 {
+        world.write_now(0, ByteRange::new(number << 20, 1 << 20));
+    }
+    let all = world.bits(0);
+    world.connect(1, false).unwrap();
+    world.until("half of it is copied", |world| {
+        let view = world.nodes[0].live_view().unwrap();
+        let bits = view.peers[1].as_ref().unwrap().volumes[0].bits;
+        bits > 0 && bits < all
+    });
+    world.power_loss(1);
+    world.wait_disconnected(0);
+    assert!(world.bits(0) < all, "everything is marked again");
+    world.restart(1);
+    world.wait_in_sync();
+}
+
+#[test]
+fn r2_writes_during_a_resync_are_never_overtaken_by_it() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.disconnect(1).unwrap();
+        for number in 0..64 {
+            world.write_now(0, block(number * 4));
+        }
+        world.connect(1, false).unwrap();
+        world.until("the resync runs", |world| {
+            world.nodes[0].live_view().unwrap().replication(1, 0) == ReplicationState::SyncSource
+        });
+        let requests: Vec<_> = (0..64)
+            .map(|number| world.write(0, block(number * 4)))
+            .collect();
+        for &request in &requests {
+            world.completed(request);
+        }
+        world.wait_in_sync();
+        for (number, request) in requests.iter().enumerate() {
+            assert!(
+                world.holds(1, block(number as u64 * 4), request.write, View::Cached),
+                "block {number}"
+            );
+        }
+    });
+}
+
+#[test]
+fn r3_the_target_is_inconsistent_from_the_first_block_to_the_last_and_over_a_crash() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.disconnect(1).unwrap();
+    for number in 0..200 {
+        world.write_now(0, block(number * 8));
+    }
+    world.connect(1, false).unwrap();
+    world.until("data arrive", |world| {
+        world.sector(1, 0, 0) == world.sector(0, 0, 0)
+    });
+    assert_eq!(world.disk(1), DiskState::Inconsistent);
+    world.power_loss(1);
+    let image = world.world.nodes[1].volumes[0]
+        .disk
+        .load(View::Durable)
+        .unwrap();
+    assert!(!image.superblock.flags.consistent);
+    world.restart(1);
+    world.wait_in_sync();
+}
+
+// ---- what clients are told ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_secondary_answers_no_request() {
+    let mut world = Scenario::in_sync(Settings::quiet(1, Protocol::C));
+    let request = world.read(1, block(0));
+    assert_eq!(world.answer(request), Err(ClientError::NotPrimary));
+}
+
+#[test]
+fn a_primary_without_any_data_says_so_and_does_not_hang() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.power_loss(1);
+    world.wait_disconnected(0);
+    world.break_disk(0);
+    let request = world.write(0, block(5));
+    assert_eq!(world.answer(request), Err(ClientError::Io));
+}
+
+#[test]
+fn disconnecting_the_last_good_copy_of_a_primary_is_refused() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.detach(0).unwrap();
+    assert_eq!(world.disconnect(0), Err(Refusal::NoUpToDateDisk));
+    assert!(
+        world.detach(1).is_err(),
+        "the peer detached what the Primary lives on"
+    );
+    assert!(
+        world
+            .command(
+                0,
+                Command::InvalidateRemote {
+                    volume: volume_number(0),
+                    peer: node_id(1)
+                }
+            )
+            .is_err()
+    );
+    world.write_now(0, block(5));
+    world.attach(0);
+    world.wait_in_sync();
+}
+
+#[test]
+fn a_diskless_primary_does_not_read_the_disk_it_attaches_before_it_is_current() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.detach(0).unwrap();
+        let write = world.write_now(0, block(5));
+        world
+            .world
+            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        for _ in 0..40 {
+            assert_eq!(
+                world.read_now(0, block(5)),
+                qrbd_simulator::stamps::stamp(write.write, 40)
+            );
+            world.run(50);
+        }
+        world.wait_in_sync();
+    });
+}
