@@ -167,6 +167,9 @@ impl<P: Payload> Engine<P> {
         if self.volumes[v].backing.is_some() {
             return Err(Refusal::DiskConfigured);
         }
+        if self.role_change.is_some() {
+            return Err(Refusal::InTransientState);
+        }
         let mut superblock = image.superblock.clone();
         let connected = self.peers.iter().any(|peer| peer.connection == ConnectionState::Connected);
         if self.role == Role::Primary && !connected && !self.volumes[v].exposed.same(superblock.current) {

@@ -328,10 +328,15 @@ impl<P: Payload> Engine<P> {
         self.peers[p].heard_in = self.events;
         self.peers[p].ping = None;
         if let Err(what) = self.message(p, message) {
-            self.decision(Some(p), None, "protocol-error", String::from(what));
-            self.send(p, Message::Goodbye { reason: GoodbyeReason::ProtocolError, text: String::from(what) });
-            self.drop_session(p, ConnectionState::ProtocolError, "protocol-error");
+            self.protocol_error(p, what);
         }
+    }
+
+    /// The peer said something that makes no sense: both sides learn what, and try again on a new connection.
+    pub(crate) fn protocol_error(&mut self, p: usize, what: &'static str) {
+        self.decision(Some(p), None, "protocol-error", String::from(what));
+        self.send(p, Message::Goodbye { reason: GoodbyeReason::ProtocolError, text: String::from(what) });
+        self.drop_session(p, ConnectionState::ProtocolError, "protocol-error");
     }
 
     /// One message; an error names what makes no sense in it.

@@ -58,6 +58,7 @@ impl<P: Payload> Engine<P> {
             device.round = 0;
             device.mine = None;
             device.theirs = None;
+            device.postponed = None;
             device.accepts = false;
             device.peer_accepts = false;
             device.hold = false;

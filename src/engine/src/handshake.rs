@@ -191,6 +191,10 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].connection != ConnectionState::Connected {
             return Err("a handshake for one volume before that of the connection");
         }
+        if !self.may_shake_hands(v) {
+            self.peers[p].devices[v].postponed = Some(theirs);
+            return Ok(());
+        }
         let device = &self.peers[p].devices[v];
         let round = device.round;
         let answer = theirs.round == round && device.theirs.is_none();
@@ -205,6 +209,32 @@ impl<P: Payload> Engine<P> {
         self.peers[p].devices[v].theirs = Some(theirs);
         self.decide_volume(p, v);
         Ok(())
+    }
+
+    /// What a handshake says must be durable and stay true until its verdict.
+    fn may_shake_hands(&self, v: usize) -> bool {
+        let changing = self.role_change.as_ref().is_some_and(|change| !change.is_draining());
+        let recorded = self.volumes[v]
+            .backing
+            .as_ref()
+            .is_none_or(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable);
+        !changing && recorded
+    }
+
+    /// Takes up questions that were postponed. True if there was one.
+    pub(crate) fn take_postponed(&mut self, p: usize) -> bool {
+        let mut progress = false;
+        for v in 0..self.volumes.len() {
+            if self.peers[p].devices[v].postponed.is_some() && self.may_shake_hands(v) {
+                if let Some(theirs) = self.peers[p].devices[v].postponed.take() {
+                    progress = true;
+                    if let Err(what) = self.again_received(p, theirs) {
+                        self.protocol_error(p, what);
+                    }
+                }
+            }
+        }
+        progress
     }
 
     // ---- verdicts ----------------------------------------------------------------------------------------------------------------
@@ -282,13 +312,26 @@ impl<P: Payload> Engine<P> {
         let verdict = compare(&me, &peer);
         let rule = verdict.rule.name();
         let outcome = match verdict.outcome {
+            Outcome::SplitBrain(History::Bitmap) if mine.bits == 0 || theirs.bits == 0 => {
+                // One side went on alone and the other one only got ready to: nothing is lost by following the one that wrote.
+                let me_source = match (mine.bits > 0, theirs.bits > 0) {
+                    (false, false) if my_role != their_role => my_role == Role::Primary,
+                    (false, false) => self.node_id < node,
+                    (wrote, _) => wrote,
+                };
+                if me_source { Outcome::Source(Extent::Bitmap) } else { Outcome::Target(Extent::Bitmap) }
+            }
             Outcome::SplitBrain(history) => self.resolve_split_brain(p, v, history, &mine, &theirs, my_role, their_role, rule, first)?,
             Outcome::Unrelated => return Err((rule, String::from("Unrelated data, aborting!"))),
             Outcome::Refuse(refusal) => return Err((rule, refusal.text().to_string())),
             other => other,
         };
-        if matches!(outcome, Outcome::Target(_)) && my_role == Role::Primary && !mine.attached_anew
-            || matches!(outcome, Outcome::Source(_)) && their_role == Role::Primary && !theirs.attached_anew
+        // A Primary whose own data are not good works on its peer's anyway, and goes on with the resync that makes them good.
+        let conflict = |role, hello: &VolumeHello| {
+            role == Role::Primary && !hello.attached_anew && level(hello.disk) >= DiskLevel::Consistent
+        };
+        if matches!(outcome, Outcome::Target(_)) && conflict(my_role, &mine)
+            || matches!(outcome, Outcome::Source(_)) && conflict(their_role, &theirs)
         {
             let text = String::from(
                 "the Primary would have to become target of a resync (rr-conflict disconnect): make it Secondary, then connect",

@@ -108,6 +108,8 @@ pub(crate) struct PeerDevice {
     pub mine: Option<VolumeHello>,
     /// What the peer said in this round.
     pub theirs: Option<VolumeHello>,
+    /// A question for another round that came while a role change or a new generation was being written down.
+    pub postponed: Option<VolumeHello>,
     /// This node takes mirrored writes from the peer.
     pub accepts: bool,
     /// The peer takes mirrored writes from this node.
@@ -134,6 +136,7 @@ impl PeerDevice {
             round: 0,
             mine: None,
             theirs: None,
+            postponed: None,
             accepts: false,
             peer_accepts: false,
             hold: false,

@@ -166,13 +166,32 @@ impl<P: Payload> Engine<P> {
             device.hold
                 || peer.log.unwritten() >= limits::MAX_UNWRITTEN_OPERATIONS
                 || peer.log.in_flight_bytes() >= peer.config.max_in_flight_bytes
-        }) || (!volume.usable() && !self.has_remote_data(v))
-            && self.peers.iter().any(|peer| peer.shaking_hands())
+        }) || !volume.usable() && self.awaits_data(v)
+    }
+
+    /// True if no peer serves the volume now, but a handshake under way may end with one that does.
+    fn awaits_data(&self, v: usize) -> bool {
+        !self.has_remote_data(v)
+            && self.peers.iter().any(|peer| {
+                peer.shaking_hands()
+                    || peer.connection == ConnectionState::Connected
+                        && (peer.devices[v].hold || peer.devices[v].disk == DiskState::UpToDate && !peer.devices[v].peer_accepts)
+            })
     }
 
     /// Lets held writes go on as far as possible. True if one did.
     pub(crate) fn release_held(&mut self, v: usize) -> bool {
         let mut progress = false;
+        let between = self.awaits_data(v) || self.peers.iter().any(|peer| peer.devices[v].hold);
+        if !self.volumes[v].held_for_data.is_empty() && !between {
+            progress = true;
+            for key in core::mem::take(&mut self.volumes[v].held_for_data) {
+                match self.requests[key].kind {
+                    Kind::Read => self.start_read(key),
+                    _ => self.start_flush(key),
+                }
+            }
+        }
         while !self.volumes[v].held.is_empty() && !self.must_hold(v) {
             let Some(key) = self.volumes[v].held.pop_front() else { break };
             progress = true;
@@ -302,6 +321,9 @@ impl<P: Payload> Engine<P> {
 
     fn start_flush(&mut self, key: usize) {
         let v = self.requests[key].volume;
+        if !self.volumes[v].usable() && (self.awaits_data(v) || self.peers.iter().any(|peer| peer.devices[v].hold)) {
+            return self.volumes[v].held_for_data.push_back(key);
+        }
         self.requests[key].stage = Stage::Running;
         let mut misses = false;
         for p in 0..self.peers.len() {
@@ -548,7 +570,7 @@ impl<P: Payload> Engine<P> {
         }
         // Without good data here a peer must really have it, and must have noted if this node misses it (W9). If no peer can have
         // it any more, the request ends with an error.
-        let copies: Vec<usize> = (0..self.peers.len()).filter(|&p| self.serves(p, request.volume)).collect();
+        let copies: Vec<usize> = (0..self.peers.len()).filter(|&p| self.has_good_data(p, request.volume)).collect();
         let can = copies.iter().any(|&p| {
             matches!(request.kind, Kind::Flush)
                 || request.sent.iter().any(|sent| sent.peer == p && sent.progress != Progress::Lost)
@@ -559,6 +581,12 @@ impl<P: Payload> Engine<P> {
     /// True if the local disk has the request's effect and its data are good.
     fn good_here(&self, request: &Request<P>) -> bool {
         request.local == Local::Done && self.volumes[request.volume].disk == DiskState::UpToDate
+    }
+
+    /// True if the peer is within reach and its data are good.
+    fn has_good_data(&self, p: usize, v: usize) -> bool {
+        let (peer, device) = (&self.peers[p], &self.peers[p].devices[v]);
+        peer.connection == ConnectionState::Connected && device.peer_accepts && device.disk == DiskState::UpToDate
     }
 
     /// True if the peer's data are good and it takes this node's writes.
@@ -575,7 +603,7 @@ impl<P: Payload> Engine<P> {
                 .sent
                 .iter()
                 .any(|sent| sent.peer == p && matches!(sent.progress, Progress::Written | Progress::Settled));
-        noted && there && self.serves(p, request.volume)
+        noted && there && self.has_good_data(p, request.volume)
     }
 
     /// What the client gets for a request that may be completed.
@@ -645,11 +673,7 @@ impl<P: Payload> Engine<P> {
 
     /// The peer (by index) from which the volume can be read.
     fn remote_source(&self, v: usize) -> Option<usize> {
-        self.peers.iter().position(|peer| {
-            peer.connection == ConnectionState::Connected
-                && peer.devices[v].peer_accepts
-                && peer.devices[v].disk == DiskState::UpToDate
-        })
+        (0..self.peers.len()).find(|&p| self.has_good_data(p, v))
     }
 
     /// True if an UpToDate peer is within reach.
@@ -685,6 +709,8 @@ impl<P: Payload> Engine<P> {
             let volume = self.volumes[v].number;
             self.peers[p].reads.insert(id, key);
             self.send(p, Message::ReadRequest { id, volume, range });
+        } else if self.awaits_data(v) {
+            self.volumes[v].held_for_data.push_back(key);
         } else {
             let id = self.requests.remove(key).id;
             self.effect(Effect::Complete { id, result: Err(ClientError::Io) });

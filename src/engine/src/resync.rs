@@ -191,7 +191,7 @@ impl<P: Payload> Engine<P> {
 
     /// Keeps the pipe of every resync from this node full. True if something started.
     pub(crate) fn pump_resync(&mut self, p: usize) -> bool {
-        let mut progress = self.try_send_hello(p);
+        let mut progress = self.try_send_hello(p) | self.take_postponed(p);
         for v in 0..self.volumes.len() {
             if self.peers[p].devices[v].replication == ReplicationState::SyncSource {
                 progress |= self.pump_source(p, v);
@@ -265,6 +265,14 @@ impl<P: Payload> Engine<P> {
             let from_start = source.cursor == 0;
             source.cursor = 0;
             return !from_start;
+        }
+        // The target goes on as an equal from there: that nothing older is tracked for it any more must be durable here first.
+        let recorded = self.volumes[v]
+            .backing
+            .as_ref()
+            .is_some_and(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable);
+        if !recorded {
+            return false;
         }
         source.finishing = true;
         let volume = self.volumes[v].number;
@@ -519,6 +527,8 @@ impl<P: Payload> Engine<P> {
                     backing.bitmaps[slot].clear(range);
                 }
             }
+            // So that a resync that is interrupted goes on here and does not start over (R1).
+            backing.writer.want_bitmap();
         }
         self.send(p, Message::ResyncFlushed { volume, id });
     }

@@ -159,6 +159,8 @@ pub(crate) struct Volume {
     pub intervals: Intervals<Owner>,
     /// Requests that may not start yet, in order.
     pub held: VecDeque<usize>,
+    /// Reads and flushes that wait for a handshake, because only a peer may have the data.
+    pub held_for_data: VecDeque<usize>,
     pub log_waiters: VecDeque<LogWaiter>,
     /// The activity log has no slot for those that wait; until it has, no write overtakes them.
     pub log_starving: bool,
@@ -187,6 +189,7 @@ impl Volume {
             size: 0,
             intervals: Intervals::default(),
             held: VecDeque::new(),
+            held_for_data: VecDeque::new(),
             log_waiters: VecDeque::new(),
             log_starving: false,
             flush: FlushGroup::default(),
