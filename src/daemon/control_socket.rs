@@ -1,16 +1,17 @@
 //! The control socket: who may talk to the daemon, and frames in and out.
 //!
-//! Bounds: [`MAX_CLIENTS`] at once, [`FRAME_TIMEOUT`] for the rest of a frame that has begun, the codec's limit for its length. Anything
-//! that is not a request closes that one connection. A command that has begun goes on when its client is gone, except those that only
+//! Bounds: [`MAX_CLIENTS`] at once, [`FRAME_TIMEOUT`] for the rest of a frame that has begun, the codec's limit for its length. When all
+//! places are taken, the client whose request has been awaited longest gives way: silent clients shut nobody out. Anything that is not a
+//! request closes that one connection. A command that has begun goes on when its client is gone, except those that only
 //! wait.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use nix::sys::socket::{MsgFlags, recv};
@@ -18,7 +19,8 @@ use qrbd_control::codec::{self, HEADER_BYTES};
 use qrbd_control::{CodecError, Progress, Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tracing::{debug, warn};
 
 use crate::commands;
@@ -28,6 +30,8 @@ use crate::daemon::Daemon;
 const MAX_CLIENTS: usize = 64;
 /// For the rest of a frame that has begun, and for a client to take an answer.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two attempts to accept a client, or to find a place for it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Steps of progress that wait for a slow client.
 const PROGRESS_KEPT: usize = 16;
 
@@ -59,29 +63,56 @@ pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// A connected client.
+struct Place {
+    task: AbortHandle,
+    /// Since when its next request is awaited; `None` while a command of it is carried out.
+    awaited_since: Rc<Cell<Option<Instant>>>,
+}
+
 /// Serves clients for ever.
 pub(crate) async fn serve(daemon: Rc<Daemon>, listener: UnixListener) {
-    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let mut places: Vec<Place> = Vec::new();
     loop {
-        let place = Arc::clone(&places)
-            .acquire_owned()
-            .await
-            .expect("never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                let daemon = Rc::clone(&daemon);
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = client(&daemon, stream).await {
+                make_room(&mut places).await;
+                let awaited_since = Rc::new(Cell::new(Some(Instant::now())));
+                let (daemon, awaited) = (Rc::clone(&daemon), Rc::clone(&awaited_since));
+                let task = tokio::task::spawn_local(async move {
+                    if let Err(error) = client(&daemon, stream, &awaited).await {
                         debug!("control connection closed: {error}");
                     }
-                    drop(place);
+                });
+                places.push(Place {
+                    task: task.abort_handle(),
+                    awaited_since,
                 });
             }
             Err(error) => {
                 // Out of descriptors, most likely: do not spin.
                 warn!("control socket: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+/// Returns when there is a place.
+async fn make_room(places: &mut Vec<Place>) {
+    loop {
+        places.retain(|place| !place.task.is_finished());
+        if places.len() < MAX_CLIENTS {
+            return;
+        }
+        let silent = places
+            .iter()
+            .enumerate()
+            .filter_map(|(index, place)| Some((place.awaited_since.get()?, index)));
+        match silent.min() {
+            Some((_, index)) => places.swap_remove(index).task.abort(),
+            // Every one has a command under way.
+            None => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
@@ -92,12 +123,17 @@ fn allowed(stream: &UnixStream) -> io::Result<bool> {
     Ok(peer == 0 || peer == nix::unistd::geteuid().as_raw())
 }
 
-async fn client(daemon: &Rc<Daemon>, mut stream: UnixStream) -> Result<(), CodecError> {
+async fn client(
+    daemon: &Rc<Daemon>,
+    mut stream: UnixStream,
+    awaited_since: &Cell<Option<Instant>>,
+) -> Result<(), CodecError> {
     if !allowed(&stream)? {
         warn!("control socket: refused a client of another user");
         return Ok(());
     }
     while let Some(request) = read_request(&mut stream).await? {
+        awaited_since.set(None);
         let (progress, steps) = mpsc::channel(PROGRESS_KEPT);
         let waits = commands::only_waits(&request.command);
         let work = commands::carry_out(daemon, request, &progress);
@@ -105,6 +141,7 @@ async fn client(daemon: &Rc<Daemon>, mut stream: UnixStream) -> Result<(), Codec
             return Ok(());
         };
         write(&mut stream, &response).await?;
+        awaited_since.set(Some(Instant::now()));
     }
     Ok(())
 }
