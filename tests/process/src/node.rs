@@ -64,6 +64,13 @@ impl Node {
         }
     }
 
+    /// Gives the node directories and a log of its own, for a second daemon of the same name.
+    pub fn use_directories_of(&mut self, stage: &Stage, name: &str) {
+        self.run_dir = stage.path(&format!("{name}.run"));
+        self.state_dir = stage.path(&format!("{name}.state"));
+        self.log = stage.path(&format!("{name}.log"));
+    }
+
     fn daemon_command(&self) -> Command {
         let mut command = Command::new(built("qrbdd"));
         command
