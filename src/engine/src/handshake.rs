@@ -456,6 +456,8 @@ impl<P: Payload> Engine<P> {
             }
             Outcome::Source(extent) => {
                 self.newest_within_reach(v);
+                // Whatever it calls itself, it lacks something until the resync is over.
+                self.peers[p].devices[v].disk = theirs.disk.min(DiskState::Consistent);
                 self.set_replication(p, v, ReplicationState::WFBitMapS, rule);
                 let node = self.peers[p].config.node_id;
                 if let Some(backing) = self.volumes[v].backing.as_mut() {

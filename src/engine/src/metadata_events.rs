@@ -38,6 +38,8 @@ impl<P: Payload> Engine<P> {
 
     /// Chooses the next job of an idle writer. True if there is one.
     fn start_metadata_job(&mut self, v: usize) -> bool {
+        // Those whose extents became active, or whose slots were released, need no transaction.
+        self.log_committed(v);
         let volume = &mut self.volumes[v];
         let Some(backing) = volume.backing.as_mut() else { return false };
         if backing.writer.superblock.wanted > backing.writer.superblock.durable {
@@ -159,6 +161,7 @@ impl<P: Payload> Engine<P> {
             self.volumes[v].log_waiters.pop_front();
             self.run_logged(waiter.owner, true);
         }
+        self.volumes[v].log_starving = false;
     }
 
     /// Continues what waited for versions that are durable now.

@@ -571,6 +571,13 @@ impl<P: Payload> Engine<P> {
 
     /// Ends a resync without finishing it. Writes that the disk is working on keep their locks until it answers.
     pub(crate) fn stop_resync(&mut self, p: usize, v: usize) {
+        self.volumes[v].waiters.retain(|waiter| {
+            let begins = matches!(
+                waiter.then,
+                After::SourceBitmap { .. } | After::TargetBitmap { .. } | After::TargetAdopted { .. }
+            );
+            !(begins && waiter.peer == Some(p))
+        });
         if let Some(source) = self.peers[p].devices[v].source.take() {
             for (_, operation) in source.operations {
                 self.volumes[v].intervals.remove(operation.lock);
