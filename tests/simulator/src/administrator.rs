@@ -61,6 +61,8 @@ pub struct Manager {
     forces: bool,
     /// The last node that was promoted.
     pub holder: Option<NodeIndex>,
+    /// The node whose word on who is current counts: the last one promoted, as long as it is Primary.
+    speaks: Option<NodeIndex>,
     /// The last Primary left its role in good order.
     pub graceful: bool,
     /// Somebody forced a promotion while another node may have had data.
@@ -90,6 +92,7 @@ impl Manager {
             first,
             forces: settings.beginning == Beginning::ForcePrimary,
             holder: None,
+            speaks: None,
             graceful: false,
             forced_apart: false,
             healing: false,
@@ -120,6 +123,9 @@ impl Manager {
 
     /// A node crashed.
     pub(crate) fn node_crashed(&mut self, node: NodeIndex) {
+        if self.speaks == Some(node) {
+            self.speaks = None;
+        }
         match self.phase {
             Phase::Promoting(who)
             | Phase::Serving(who)
@@ -331,13 +337,11 @@ impl World {
         result: Result<(), Refusal>,
     ) {
         if command.text.starts_with("Attach") {
-            if result.is_ok() {
-                let volume = command
-                    .text
-                    .trim_matches(|c: char| !c.is_ascii_digit())
-                    .parse()
-                    .unwrap_or(0);
-                self.check_attached(node, volume, command);
+            let digits = |c: char| !c.is_ascii_digit();
+            let volume: usize = command.text.trim_matches(digits).parse().unwrap_or(0);
+            self.nodes[node].volumes[volume].attach_refused = result.is_err();
+            if result.is_err() {
+                self.nodes[node].volumes[volume].attached = false;
             }
             return;
         }
@@ -398,6 +402,7 @@ impl World {
     /// A promotion was measured: from now on this node's word counts.
     pub(crate) fn manager_promoted(&mut self, node: NodeIndex) {
         self.manager.holder = Some(node);
+        self.manager.speaks = Some(node);
         self.manager.graceful = false;
         for volume in 0..self.settings.volumes.len() {
             self.nodes[node].volumes[volume].loss = crate::node::Loss::Nothing;
@@ -407,8 +412,12 @@ impl World {
 
     /// The view of a node changed.
     pub(crate) fn manager_view_changed(&mut self, node: NodeIndex) {
-        if self.manager.holder == Some(node) && self.nodes[node].is_primary() {
-            self.holder_speaks(node);
+        if self.manager.speaks == Some(node) {
+            if self.nodes[node].is_primary() {
+                self.holder_speaks(node);
+            } else {
+                self.manager.speaks = None;
+            }
         }
     }
 
@@ -428,6 +437,9 @@ impl World {
                 .collect();
             // Without a good copy within reach nothing is completed: whoever was current stays so.
             if current.contains(&true) {
+                self.trace.line(self.now, || {
+                    format!("n{node} v{volume}: current are {current:?}")
+                });
                 for (other, current) in current.into_iter().enumerate() {
                     self.nodes[other].volumes[volume].current = current;
                 }
@@ -492,13 +504,8 @@ impl World {
                 volume: number,
                 peer: node_id(peer),
             },
-            13 if primary
-                || self.is_eligible(node)
-                    && self.nodes[peer].connected(node)
-                    && view.connected(peer) =>
-            {
-                Command::Promote { force: false }
-            }
+            // On another node than the Primary, a promotion that waits long enough would be split brain.
+            13 if primary || self.settings.reckless => Command::Promote { force: false },
             14 => Command::Demote {
                 force: self.manager.random.chance(300),
             },
@@ -581,7 +588,14 @@ impl World {
             if view.volumes[volume].disk == DiskState::Diskless
                 && !self.nodes[node].volumes[volume].attached
             {
-                self.attach(node, volume, Purpose::Heal);
+                // A Primary takes only the data that it shows; a Secondary takes any.
+                if self.nodes[node].volumes[volume].attach_refused && view.role == Role::Primary {
+                    self.nodes[node].volumes[volume].attach_refused = false;
+                    self.stop_clients(node);
+                    self.command(node, Command::Demote { force: true }, Purpose::Heal);
+                } else {
+                    self.attach(node, volume, Purpose::Heal);
+                }
                 return;
             }
             for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
@@ -614,6 +628,13 @@ impl World {
 
     fn heal_connection(&mut self, node: NodeIndex, peer: NodeIndex, role: Role) {
         self.manager.attempts += 1;
+        // Nobody agrees to a Primary that would have to become target: it steps down.
+        if role == Role::Primary && self.manager.attempts > 12 {
+            self.manager.attempts = 6;
+            self.stop_clients(node);
+            self.command(node, Command::Demote { force: true }, Purpose::Heal);
+            return;
+        }
         if self.settings.reckless && self.manager.attempts > 6 {
             let victim = *self.manager.victim.get_or_insert_with(|| {
                 self.manager.random.below(self.settings.nodes as u64) as usize

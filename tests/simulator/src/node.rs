@@ -1,6 +1,6 @@
 //! One node: the process with its engine (which may be gone), the disks (which stay), and what the world knows of both.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use qrbd_engine::api::SessionId;
 use qrbd_engine::metadata::image::{MetadataImage, Step};
@@ -63,6 +63,8 @@ pub struct NodeVolume {
     pub loss: Loss,
     /// The engine was given the disk.
     pub attached: bool,
+    /// The engine refused the disk the last time.
+    pub attach_refused: bool,
     /// The shell brings the metadata into order for an attach.
     pub attaching: Option<Attaching>,
     /// Holds every completed write, as far as the cluster manager can know.
@@ -101,8 +103,6 @@ pub struct Node {
     pub serving: bool,
     /// A start is scheduled.
     pub start_scheduled: bool,
-    /// Volumes whose metadata cannot be read: they stay unattached.
-    pub unreadable: BTreeSet<usize>,
 }
 
 impl Node {

@@ -222,6 +222,7 @@ impl World {
                 image: Box::new(attaching.image),
             };
             self.command(node, command, attaching.purpose);
+            self.check_attached(node, volume);
             return;
         };
         let job = match step {

@@ -337,7 +337,6 @@ impl World {
                 volumes,
                 serving: false,
                 start_scheduled: false,
-                unreadable: BTreeSet::new(),
             });
         }
         for a in 0..world.settings.nodes {
@@ -415,6 +414,7 @@ impl World {
             branch: self.branches.len() - 1,
             loss: Loss::Nothing,
             attached: false,
+            attach_refused: false,
             attaching: None,
             current: false,
         }

@@ -33,7 +33,8 @@ impl World {
         };
         match (request.kind, result) {
             (RequestKind::Outside, Err(ClientError::OutOfRange)) => {}
-            (RequestKind::Outside, Err(ClientError::NotPrimary)) if view.role != Role::Primary => {}
+            (RequestKind::Outside, Err(ClientError::NotPrimary))
+                if view.role != Role::Primary || self.is_being_demoted(request.node) => {}
             (RequestKind::Outside, other) => {
                 self.fail(
                     "acknowledgement",
@@ -88,6 +89,20 @@ impl World {
         let image = |sector| disk.sector(sector, View::Cached);
         let bad = branch.first_bad(sectors(range), Standard::Live, now + 1, image);
         bad.map_or(Ok(()), Err)
+    }
+
+    fn holds_durably(
+        &self,
+        node: NodeIndex,
+        request: &OpenRequest,
+        range: ByteRange,
+        now: Moment,
+    ) -> bool {
+        let disk = &self.nodes[node].volumes[request.volume].disk;
+        let image = |sector| disk.sector(sector, View::Durable);
+        self.branches[request.branch]
+            .first_bad(sectors(range), Standard::Live, now + 1, image)
+            .is_none()
     }
 
     fn check_write(
@@ -157,7 +172,9 @@ impl World {
                 );
                 return self.fail("acknowledgement", text);
             }
-            if !view.mirrors_to(peer, volume) && here {
+            // What the peer has durably already was not completed without it.
+            let has = self.holds_durably(peer, request, range, now);
+            if !view.mirrors_to(peer, volume) && here && !has {
                 self.check_alone(id, node, peer, volume, range);
             }
         }
@@ -213,9 +230,13 @@ impl World {
             let bad = branch.first_bad(within.clone(), Standard::Flushed, 0, image);
             if let Some(sector) = bad {
                 let found = self.name(disk.sector(sector, View::Durable));
+                let allowed = branch.allowed(sector, Standard::Flushed, 0);
+                let allowed: Vec<String> =
+                    allowed.into_iter().map(|stamp| self.name(stamp)).collect();
                 let text = format!(
-                    "request {id} ({}) was answered, but a power loss of n{holder} would leave {found} in sector {sector}",
-                    if range.is_some() { "FUA" } else { "flush" }
+                    "request {id} ({}) was answered, but a power loss of n{holder} would leave {found} in sector {sector}, allowed: {}",
+                    if range.is_some() { "FUA" } else { "flush" },
+                    allowed.join(", ")
                 );
                 return self.fail("durability", text);
             }

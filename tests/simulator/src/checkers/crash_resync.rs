@@ -6,7 +6,7 @@ use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange};
 
 use crate::engine_view::{Knowledge, NodeView, bits};
 use crate::network::NodeIndex;
-use crate::world::{OpenCommand, World};
+use crate::world::World;
 
 impl World {
     /// Called when metadata were loaded for an attach.
@@ -33,24 +33,20 @@ impl World {
         }
     }
 
-    /// Called when an attach succeeded.
-    pub(crate) fn check_attached(
-        &mut self,
-        node: NodeIndex,
-        volume: usize,
-        _command: &OpenCommand,
-    ) {
+    /// Called when the engine was given a disk.
+    pub(crate) fn check_attached(&mut self, node: NodeIndex, volume: usize) {
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
             let Some(most) = self.checks.expected_bits.remove(&(node, volume, peer)) else {
                 continue;
             };
-            self.checked("crash-resync");
-            let bits = self.nodes[node]
+            let view = self.nodes[node]
                 .live_view()
-                .and_then(|view| view.peers[peer].as_ref())
-                .map_or(0, |peer| peer.volumes[volume].bits);
-            let connected = self.nodes[node].connected(peer);
-            if bits > most && !connected {
+                .and_then(|view| view.peers[peer].as_ref());
+            let Some(bits) = view.map(|peer| peer.volumes[volume].bits) else {
+                continue;
+            };
+            self.checked("crash-resync");
+            if bits > most {
                 let text = format!(
                     "n{node} v{volume}: {bits} bits toward n{peer} after the attach, the crash explains {most}"
                 );
