@@ -33,7 +33,8 @@ pub struct Pair {
     pub alice: Node,
     /// Right node.
     pub bob: Node,
-    relay: Option<Relay>,
+    /// The network between them, if it can be cut. A field, so that it can be used beside a borrowed node.
+    pub relay: Option<Relay>,
     /// Directory of the test.
     pub stage: Stage,
 }

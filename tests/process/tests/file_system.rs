@@ -27,7 +27,7 @@ const COMMITS: &str = r#"
 import hashlib, os, sqlite3, sys
 database = sqlite3.connect(sys.argv[1], isolation_level=None)
 database.execute("pragma journal_mode=" + sys.argv[3])
-database.execute("pragma synchronous=full")
+database.execute("pragma synchronous=extra")
 database.execute("create table if not exists entries (number integer primary key, content text)")
 witness = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 number = 0
@@ -40,6 +40,27 @@ while True:
     os.write(witness, f"{number} {content}\n".encode())
 "#;
 
+/// Copies files one by one; tells each one after it and its directory entry were acknowledged durable.
+const COPIES: &str = r#"
+import os, sys
+source, target, witness = sys.argv[1:4]
+witness = os.open(witness, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+number = 0
+while True:
+    for name in sorted(os.listdir(source)):
+        number += 1
+        content = open(os.path.join(source, name), "rb").read()
+        copy = os.path.join(target, f"{number}-{name}")
+        with open(copy, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        directory = os.open(target, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
+        os.write(witness, f"{number}-{name}\n".encode())
+"#;
+
 /// Tells what is in the database, if it is in order.
 const CONTENT: &str = r#"
 import sqlite3, sys
@@ -49,8 +70,20 @@ for number, content in database.execute("select number, content from entries ord
     print(number, content)
 "#;
 
+/// Some moment of the next second and a half; it is printed, since it is another one each time.
+fn random_moment() -> Duration {
+    let clock = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let moment = Duration::from_micros(u64::from(clock.subsec_nanos()) * 7_919 % 1_500_000);
+    eprintln!("crash after {moment:?}");
+    moment
+}
+
 fn options(protocol: Protocol) -> PairOptions {
     PairOptions {
+        // Where writes may be lost, the test takes care that some are.
+        relay: protocol != Protocol::C,
         resource: Options {
             protocol,
             ..Options::default()
@@ -163,13 +196,13 @@ impl Commits {
 }
 
 /// The file system as it is after the crash: journal replayed by the mount, then checked.
-fn recover(pair: &Pair, node: &Node, round: usize) -> (BlockDevice, Mount) {
-    let device = BlockDevice::attach(&pair.stage, node);
+fn recover(stage: &Stage, node: &Node, round: usize) -> (BlockDevice, Mount) {
+    let device = BlockDevice::attach(stage, node);
     // The mount replays the journal, as it does after any crash; then nothing may be left to repair.
-    Mount::new(&pair.stage, &format!("replay-{round}"), device.path()).unmount();
+    Mount::new(stage, &format!("replay-{round}"), device.path()).unmount();
     let checked = device.run("e2fsprogs", "e2fsck", &["-f", "-n"]);
     assert!(checked.code == 0, "the file system is not clean: {checked}");
-    let mount = Mount::new(&pair.stage, &format!("recovered-{round}"), device.path());
+    let mount = Mount::new(stage, &format!("recovered-{round}"), device.path());
     (device, mount)
 }
 
@@ -207,6 +240,11 @@ fn crash_under_database(protocol: Protocol, journal_mode: &str, commits: usize, 
     // With A and B the last writes may be missing: what was synced long before is not among them.
     let mut running = Commits::start(&pair.stage, mount.directory(), "commits", journal_mode);
     running.wait(commits);
+    std::thread::sleep(random_moment());
+    if let Some(relay) = &pair.relay {
+        relay.cut_both();
+        std::thread::sleep(Duration::from_millis(150));
+    }
     pair.alice.kill();
     running.process.kill();
     let recorded = running.recorded();
@@ -214,7 +252,7 @@ fn crash_under_database(protocol: Protocol, journal_mode: &str, commits: usize, 
     drop(device);
 
     pair.bob.promote(PROMOTION_LIMIT);
-    let (device, mount) = recover(&pair, &pair.bob, 0);
+    let (device, mount) = recover(&pair.stage, &pair.bob, 0);
     assert_tree(mount.directory(), &tree);
     let found = database(mount.directory());
     let common = found.len().min(recorded.len());
@@ -238,6 +276,9 @@ fn crash_under_database(protocol: Protocol, journal_mode: &str, commits: usize, 
     }
     mount.unmount();
     device.detach();
+    if let Some(relay) = &pair.relay {
+        relay.heal();
+    }
     pair.alice.start_and_up();
     pair.bob.wait_healthy(SYNC_LIMIT);
     pair.assert_equal_disks();
@@ -254,13 +295,66 @@ fn no_commit_of_a_write_ahead_log_is_lost_when_the_primary_dies_with_protocol_c(
 }
 
 #[test]
-fn the_database_is_consistent_when_the_primary_dies_with_protocol_b() {
-    crash_under_database(Protocol::B, "delete", 31, false);
+fn no_commit_is_lost_when_the_primary_alone_dies_with_protocol_b() {
+    crash_under_database(Protocol::B, "delete", 31, true);
 }
 
 #[test]
 fn the_database_is_consistent_when_the_primary_dies_with_protocol_a() {
     crash_under_database(Protocol::A, "wal", 53, false);
+}
+
+#[test]
+fn no_fsynced_file_is_lost_when_primaries_die_one_after_the_other() {
+    let mut pair = Pair::ready(&options(Protocol::C));
+    let device = BlockDevice::attach(&pair.stage, &pair.alice);
+    make_file_system(&device);
+    let mut places = (device, None);
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for round in 0..4 {
+        let (primary, survivor) = match round % 2 {
+            0 => (&mut pair.alice, &mut pair.bob),
+            _ => (&mut pair.bob, &mut pair.alice),
+        };
+        let (device, mount) = places;
+        let mount = mount.unwrap_or_else(|| Mount::new(&pair.stage, "first", device.path()));
+        let target = mount.directory().join(format!("copies-{round}"));
+        fs::create_dir(&target).unwrap();
+        let witness = pair.stage.path(&format!("copies-{round}.witness"));
+        let mut command = Command::new(PYTHON);
+        command
+            .args(["-c", COPIES])
+            .arg(&sources)
+            .arg(&target)
+            .arg(&witness);
+        let mut copies = Process::start("copies", &command, &pair.stage.path("copies.log"));
+        let recorded = || fs::read_to_string(&witness).unwrap_or_default();
+        wait::until("two copies", LIMIT, || {
+            (recorded().lines().count() >= 2).then_some(())
+        });
+        std::thread::sleep(random_moment());
+        primary.kill();
+        copies.kill();
+        let recorded = recorded();
+        drop(mount);
+        drop(device);
+
+        survivor.promote(PROMOTION_LIMIT);
+        let (device, mount) = recover(&pair.stage, survivor, round);
+        for name in recorded.lines() {
+            let original = fs::read(sources.join(name.split_once('-').unwrap().1)).unwrap();
+            let copy = mount.directory().join(format!("copies-{round}")).join(name);
+            let found =
+                fs::read(&copy).unwrap_or_else(|error| panic!("{name} was fsynced: {error}"));
+            assert!(found == original, "{name} has changed");
+        }
+        places = (device, Some(mount));
+        primary.start_and_up();
+        survivor.wait_healthy(SYNC_LIMIT);
+    }
+    drop(places.1);
+    drop(places.0);
+    pair.assert_equal_disks();
 }
 
 #[test]
