@@ -230,7 +230,11 @@ impl<P: Payload> Engine<P> {
                 self.peers[p].devices[v].hold = true;
             }
             if self.peers[p].connection == ConnectionState::Connected {
-                self.start_round(p, v);
+                if primary {
+                    self.peers[p].devices[v].round_wanted = true;
+                } else {
+                    self.start_round(p, v);
+                }
             } else if self.peers[p].shaking_hands() {
                 // The Hello may have said that there is no disk.
                 self.renegotiate(p, "attached-during-handshake");

@@ -401,6 +401,7 @@ impl<P: Payload> Engine<P> {
         let peer = &mut self.peers[p];
         let unsettled = peer.connection == ConnectionState::Connected
             && peer.devices.iter().any(|device| match device.replication {
+                _ if device.round_wanted || device.postponed.is_some() => true,
                 ReplicationState::WFBitMapS | ReplicationState::WFBitMapT => true,
                 ReplicationState::Established => !(device.accepts && device.peer_accepts),
                 _ => false,

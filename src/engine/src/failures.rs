@@ -59,6 +59,7 @@ impl<P: Payload> Engine<P> {
             device.mine = None;
             device.theirs = None;
             device.postponed = None;
+            device.round_wanted = false;
             device.accepts = false;
             device.peer_accepts = false;
             device.hold = false;
@@ -260,6 +261,7 @@ impl<P: Payload> Engine<P> {
         self.volumes[v].exposed = current.filter(|_| self.role == Role::Primary).unwrap_or(Generation::NONE);
         for p in 0..self.peers.len() {
             self.stop_resync(p, v);
+            self.peers[p].devices[v].round_wanted = false;
             if self.peers[p].session.is_none() {
                 continue;
             }
@@ -362,6 +364,7 @@ impl<P: Payload> Engine<P> {
             return Err("a missed write beyond the end of the volume");
         }
         self.stop_resync(p, v);
+        self.peers[p].devices[v].postponed = None;
         self.set_replication(p, v, ReplicationState::Established, "primary-lost-its-disk");
         self.peers[p].devices[v].disk = DiskState::Diskless;
         self.track_misses(p, v, missed);

@@ -191,7 +191,7 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].connection != ConnectionState::Connected {
             return Err("a handshake for one volume before that of the connection");
         }
-        if !self.may_shake_hands(v) {
+        if !self.may_shake_hands(p, v) {
             self.peers[p].devices[v].postponed = Some(theirs);
             return Ok(());
         }
@@ -212,20 +212,32 @@ impl<P: Payload> Engine<P> {
     }
 
     /// What a handshake says must be durable and stay true until its verdict.
-    fn may_shake_hands(&self, v: usize) -> bool {
+    fn may_shake_hands(&self, p: usize, v: usize) -> bool {
         let changing = self.role_change.as_ref().is_some_and(|change| !change.is_draining());
         let recorded = self.volumes[v]
             .backing
             .as_ref()
             .is_none_or(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable);
-        !changing && recorded
+        // What a Primary without a disk sent must be written and noted at the peer before the two compare, or the comparison would
+        // overtake it (lanes are not ordered with each other).
+        let drained = !self.peers[p].devices[v].round_wanted || !self.peers[p].log.has_unwritten(v);
+        !changing && recorded && drained
     }
 
     /// Takes up questions that were postponed. True if there was one.
     pub(crate) fn take_postponed(&mut self, p: usize) -> bool {
         let mut progress = false;
         for v in 0..self.volumes.len() {
-            if self.peers[p].devices[v].postponed.is_some() && self.may_shake_hands(v) {
+            if self.peers[p].devices[v].round_wanted
+                && self.peers[p].devices[v].postponed.is_none()
+                && self.may_shake_hands(p, v)
+            {
+                self.peers[p].devices[v].round_wanted = false;
+                self.start_round(p, v);
+                progress = true;
+            }
+            if self.peers[p].devices[v].postponed.is_some() && self.may_shake_hands(p, v) {
+                self.peers[p].devices[v].round_wanted = false;
                 if let Some(theirs) = self.peers[p].devices[v].postponed.take() {
                     progress = true;
                     if let Err(what) = self.again_received(p, theirs) {
@@ -445,6 +457,8 @@ impl<P: Payload> Engine<P> {
             self.set_disk(v, claimed.min(DiskState::Outdated), rule);
         }
         match outcome {
+            // The Primary gives that disk up, see below; here nothing changes.
+            Outcome::Target(_) if theirs.attached_anew => self.peers[p].devices[v].disk = DiskState::Diskless,
             Outcome::Source(_) if mine.attached_anew => {
                 // Its clients saw the peer's data; a disk that claims to be newer is not one of this volume's line.
                 self.peers[p].devices[v].hold = false;

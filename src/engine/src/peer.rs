@@ -110,6 +110,8 @@ pub(crate) struct PeerDevice {
     pub theirs: Option<VolumeHello>,
     /// A question for another round that came while a role change or a new generation was being written down.
     pub postponed: Option<VolumeHello>,
+    /// Another round is to be asked for once the peer has written everything that it was sent (a Primary's disk came back).
+    pub round_wanted: bool,
     /// This node takes mirrored writes from the peer.
     pub accepts: bool,
     /// The peer takes mirrored writes from this node.
@@ -137,6 +139,7 @@ impl PeerDevice {
             mine: None,
             theirs: None,
             postponed: None,
+            round_wanted: false,
             accepts: false,
             peer_accepts: false,
             hold: false,

@@ -169,6 +169,11 @@ impl<P: Payload> Engine<P> {
         }) || !volume.usable() && self.awaits_data(v)
     }
 
+    /// True while a handshake holds new writes of the volume.
+    fn is_held(&self, v: usize) -> bool {
+        self.peers.iter().any(|peer| peer.devices[v].hold)
+    }
+
     /// True if no peer serves the volume now, but a handshake under way may end with one that does.
     fn awaits_data(&self, v: usize) -> bool {
         !self.has_remote_data(v)
@@ -182,8 +187,13 @@ impl<P: Payload> Engine<P> {
     /// Lets held writes go on as far as possible. True if one did.
     pub(crate) fn release_held(&mut self, v: usize) -> bool {
         let mut progress = false;
-        let between = self.awaits_data(v) || self.peers.iter().any(|peer| peer.devices[v].hold);
-        if !self.volumes[v].held_for_data.is_empty() && !between {
+        if !self.volumes[v].parked.is_empty() && !self.is_held(v) {
+            progress = true;
+            for key in core::mem::take(&mut self.volumes[v].parked) {
+                self.submit_write(key);
+            }
+        }
+        if !self.volumes[v].held_for_data.is_empty() && !self.awaits_data(v) && !self.is_held(v) {
             progress = true;
             for key in core::mem::take(&mut self.volumes[v].held_for_data) {
                 match self.requests[key].kind {
@@ -237,7 +247,12 @@ impl<P: Payload> Engine<P> {
         match owner {
             Owner::Request(key) => {
                 self.requests[key].logged = logged;
-                self.submit_write(key);
+                let v = self.requests[key].volume;
+                if self.is_held(v) {
+                    self.volumes[v].parked.push_back(key);
+                } else {
+                    self.submit_write(key);
+                }
             }
             Owner::Received { peer, key } => {
                 self.peers[peer].received[key].logged = logged;
@@ -321,7 +336,8 @@ impl<P: Payload> Engine<P> {
 
     fn start_flush(&mut self, key: usize) {
         let v = self.requests[key].volume;
-        if !self.volumes[v].usable() && (self.awaits_data(v) || self.peers.iter().any(|peer| peer.devices[v].hold)) {
+        // During a handshake that holds writes no new generation may be made, so a flush must not be answered alone either.
+        if self.is_held(v) || !self.volumes[v].usable() && self.awaits_data(v) {
             return self.volumes[v].held_for_data.push_back(key);
         }
         self.requests[key].stage = Stage::Running;

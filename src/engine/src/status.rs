@@ -97,7 +97,7 @@ impl<P: Payload> Engine<P> {
                 identifiers: volume.backing.as_ref().map(crate::volume::Backing::identifiers),
                 flags: volume.backing.as_ref().map(|backing| backing.superblock.flags),
                 pending_requests: self.requests.iter().filter(|(_, request)| request.volume == v && !request.completed).count(),
-                held_requests: volume.held.len() + volume.held_for_data.len() + volume.log_waiters.len(),
+                held_requests: volume.held.len() + volume.parked.len() + volume.held_for_data.len() + volume.log_waiters.len(),
                 active_extents: volume.backing.as_ref().map_or(0, |backing| backing.log.active_count()),
             })
             .collect();

@@ -188,6 +188,13 @@ impl TransferLog {
         lost
     }
 
+    /// True if the peer has not written everything of the volume that it was sent.
+    #[must_use]
+    pub fn has_unwritten(&self, volume: usize) -> bool {
+        self.unwritten > 0
+            && self.entries.iter().any(|entry| entry.volume == volume && entry.confirmed != Confirmed::Written)
+    }
+
     /// The connection is gone: takes what is left.
     pub fn take_all(&mut self) -> VecDeque<LogEntry> {
         core::mem::replace(self, TransferLog::new()).entries

@@ -159,6 +159,8 @@ pub(crate) struct Volume {
     pub intervals: Intervals<Owner>,
     /// Requests that may not start yet, in order.
     pub held: VecDeque<usize>,
+    /// Writes that passed the activity log while a handshake began: submitted when it is over.
+    pub parked: VecDeque<usize>,
     /// Reads and flushes that wait for a handshake, because only a peer may have the data.
     pub held_for_data: VecDeque<usize>,
     pub log_waiters: VecDeque<LogWaiter>,
@@ -189,6 +191,7 @@ impl Volume {
             size: 0,
             intervals: Intervals::default(),
             held: VecDeque::new(),
+            parked: VecDeque::new(),
             held_for_data: VecDeque::new(),
             log_waiters: VecDeque::new(),
             log_starving: false,
