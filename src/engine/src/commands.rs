@@ -152,6 +152,11 @@ impl<P: Payload> Engine<P> {
             || self.peers.iter().any(|peer| {
                 peer.shaking_hands()
                     || peer.receiver_session != peer.session && !peer.drained()
+                    || peer.connection == ConnectionState::Connected
+                        && peer
+                            .devices
+                            .iter()
+                            .any(|device| device.round_wanted || device.postponed.is_some() || device.awaits_answer())
                     || peer.devices.iter().any(|device| {
                         matches!(device.replication, ReplicationState::WFBitMapS | ReplicationState::WFBitMapT)
                             || device.replication == ReplicationState::Established && !(device.accepts && device.peer_accepts)
@@ -204,8 +209,8 @@ impl<P: Payload> Engine<P> {
         if !primary {
             volume.size = size;
         }
-        volume.attached_anew = Some(state).filter(|_| primary && connected);
-        let state = if primary && connected { DiskState::Negotiating } else { state };
+        volume.attached_anew = Some(state).filter(|_| connected);
+        let state = if connected { DiskState::Negotiating } else { state };
         volume.backing = Some(Backing {
             layout: image.layout.clone(),
             superblock,
@@ -252,6 +257,9 @@ impl<P: Payload> Engine<P> {
             _ => {}
         }
         self.settled()?;
+        if self.volumes[v].detaching.is_some() {
+            return Err(Refusal::InTransientState);
+        }
         if self.role == Role::Primary && !self.has_remote_data(v) && !force {
             return Err(Refusal::NoUpToDateDisk);
         }
@@ -863,6 +871,15 @@ impl<P: Payload> Engine<P> {
 
     fn record_demotion(&mut self) {
         let mut missing = 0;
+        for v in 0..self.volumes.len() {
+            let unconfirmed = self.volumes[v].backing.as_ref().is_some_and(|backing| {
+                self.peers.iter().any(|peer| !peer.devices[v].mirrors() && backing.bits(peer.config.node_id) > 0)
+            });
+            if unconfirmed {
+                // What is given up as durable here may be missing there.
+                self.new_generation_if_shared(v, "demotion-without-peer");
+            }
+        }
         for volume in &mut self.volumes {
             if !volume.usable() {
                 continue;

@@ -35,7 +35,7 @@ pub(crate) enum IoOwner {
     /// A read for a peer's client.
     ReceivedRead { peer: usize, key: usize },
     /// The flush of an epoch received from a peer.
-    EpochFlush { peer: usize },
+    EpochFlush { peer: usize, session: Option<SessionId> },
     /// A resync read.
     ResyncRead { peer: usize, session: SessionId, id: u64 },
     /// A resync write.
@@ -287,7 +287,7 @@ impl<P: Payload> Engine<P> {
             IoOwner::FlushGroup => self.flush_group_done(v, result.map(|_| ())),
             IoOwner::ReceivedWrite { peer, key } => self.received_write_done(peer, key, result.map(|_| ())),
             IoOwner::ReceivedRead { peer, key } => self.received_read_done(peer, key, result),
-            IoOwner::EpochFlush { peer } => self.epoch_flush_done(v, peer, result.map(|_| ())),
+            IoOwner::EpochFlush { peer, session } => self.epoch_flush_done(v, peer, session, result.map(|_| ())),
             IoOwner::ResyncRead { peer, session, id } => self.resync_read_done(v, peer, session, id, result),
             IoOwner::ResyncWrite { peer, key } => self.resync_write_done(peer, key, result.map(|_| ())),
             IoOwner::ResyncFlush { peer, session } => self.resync_flush_done(v, peer, session, result.map(|_| ())),
@@ -401,7 +401,7 @@ impl<P: Payload> Engine<P> {
         let peer = &mut self.peers[p];
         let unsettled = peer.connection == ConnectionState::Connected
             && peer.devices.iter().any(|device| match device.replication {
-                _ if device.round_wanted || device.postponed.is_some() => true,
+                _ if device.round_wanted || device.postponed.is_some() || device.awaits_answer() => true,
                 ReplicationState::WFBitMapS | ReplicationState::WFBitMapT => true,
                 ReplicationState::Established => !(device.accepts && device.peer_accepts),
                 _ => false,

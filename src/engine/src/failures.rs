@@ -60,6 +60,9 @@ impl<P: Payload> Engine<P> {
             device.theirs = None;
             device.postponed = None;
             device.round_wanted = false;
+            device.last_resync_id = 0;
+            device.stopped_resync = false;
+            device.resync_ending = false;
             device.accepts = false;
             device.peer_accepts = false;
             device.hold = false;
@@ -260,6 +263,7 @@ impl<P: Payload> Engine<P> {
         let current = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
         self.volumes[v].exposed = current.filter(|_| self.role == Role::Primary).unwrap_or(Generation::NONE);
         for p in 0..self.peers.len() {
+            self.peers[p].devices[v].resync_ending |= self.peers[p].devices[v].target.is_some();
             self.stop_resync(p, v);
             self.peers[p].devices[v].round_wanted = false;
             if self.peers[p].session.is_none() {
@@ -365,6 +369,10 @@ impl<P: Payload> Engine<P> {
         }
         self.stop_resync(p, v);
         self.peers[p].devices[v].postponed = None;
+        if core::mem::take(&mut self.peers[p].devices[v].stopped_resync) {
+            // Behind the last data of the resync that was stopped: the target takes part in another one only after this.
+            self.send(p, Message::ResyncFinish { volume: number });
+        }
         self.set_replication(p, v, ReplicationState::Established, "primary-lost-its-disk");
         self.peers[p].devices[v].disk = DiskState::Diskless;
         self.track_misses(p, v, missed);
@@ -373,7 +381,7 @@ impl<P: Payload> Engine<P> {
 
     /// From now on everything that is written here is noted as missing at the peer, a Primary without a disk.
     pub(crate) fn track_misses(&mut self, p: usize, v: usize, missed: &[ByteRange]) {
-        if self.volumes[v].disk != DiskState::UpToDate || self.peers[p].devices[v].tracks_misses {
+        if self.volumes[v].disk != DiskState::UpToDate {
             return;
         }
         let node = self.peers[p].config.node_id;

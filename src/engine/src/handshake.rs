@@ -140,7 +140,7 @@ impl<P: Payload> Engine<P> {
             volume: volume.number,
             round,
             disk: claimed.unwrap_or(volume.disk),
-            attached_anew: volume.attached_anew.is_some(),
+            attached_anew: volume.attached_anew.is_some() && self.role == Role::Primary,
             max_bytes: backing.layout.data_bytes,
             effective_bytes: superblock.effective_bytes,
             current: superblock.current,
@@ -206,6 +206,12 @@ impl<P: Payload> Engine<P> {
         if theirs.round == round + 1 {
             self.send_round(p, v, theirs.round);
         }
+        let said = self.peers[p].devices[v].mine.as_ref().is_some_and(|mine| mine.disk != DiskState::Diskless);
+        if said && !self.volumes[v].usable() && self.volumes[v].disk != DiskState::Negotiating {
+            // The disk that the round was about is gone again.
+            self.renegotiate(p, "disk-lost-during-handshake");
+            return Ok(());
+        }
         self.peers[p].devices[v].theirs = Some(theirs);
         self.decide_volume(p, v);
         Ok(())
@@ -220,7 +226,9 @@ impl<P: Payload> Engine<P> {
             .is_none_or(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable);
         // What a Primary without a disk sent must be written and noted at the peer before the two compare, or the comparison would
         // overtake it (lanes are not ordered with each other).
-        let drained = !self.peers[p].devices[v].round_wanted || !self.peers[p].log.has_unwritten(v);
+        let device = &self.peers[p].devices[v];
+        let noted = device.misses_tracked || device.disk != DiskState::UpToDate;
+        let drained = !device.round_wanted || noted && !device.resync_ending && !self.peers[p].log.has_unwritten(v);
         !changing && recorded && drained
     }
 
@@ -291,6 +299,7 @@ impl<P: Payload> Engine<P> {
                 self.decide_volume(p, v);
             } else {
                 self.peers[p].devices[v].hold = false;
+                self.peers[p].devices[v].mine = None;
             }
         }
         for v in 0..self.volumes.len() {
@@ -423,7 +432,9 @@ impl<P: Payload> Engine<P> {
         self.effect(Effect::Handler { name: "split-brain", peer: Some(node), volume: Some(number) });
         let remedy = "on the node whose changes shall be lost run 'disconnect', 'secondary' and 'connect --discard-my-data', \
                       on the other one 'connect'";
-        Err((by, format!("{} {text}; {losses}; {remedy}", split_brain::UNRESOLVED)))
+        let text = text.strip_prefix(split_brain::UNRESOLVED).unwrap_or(text).trim();
+        let text = if text.is_empty() { String::new() } else { format!(" {text};") };
+        Err((by, format!("{}{text} {losses}; {remedy}", split_brain::UNRESOLVED)))
     }
 
     /// Carries out the verdict for a volume.
@@ -469,6 +480,9 @@ impl<P: Payload> Engine<P> {
                 self.in_sync(p, v, outcome == Outcome::InSync, theirs.disk);
             }
             Outcome::Source(extent) => {
+                if let Some(claimed) = self.volumes[v].attached_anew.take() {
+                    self.set_disk(v, claimed, rule);
+                }
                 self.newest_within_reach(v);
                 // Whatever it calls itself, it lacks something until the resync is over.
                 self.peers[p].devices[v].disk = theirs.disk.min(DiskState::Consistent);
@@ -565,9 +579,7 @@ impl<P: Payload> Engine<P> {
     /// One side has no disk: the connection stands, nothing is compared.
     fn connect_diskless(&mut self, p: usize, v: usize, mine: &VolumeHello, theirs: &VolumeHello) {
         self.set_replication(p, v, ReplicationState::Established, "diskless");
-        if mine.attached_anew {
-            self.end_attached_anew(v);
-        }
+        self.end_attached_anew(v);
         if mine.disk == DiskState::Diskless && theirs.disk.has_data() && self.volumes[v].size == 0 {
             self.volumes[v].size = if theirs.effective_bytes == 0 { theirs.max_bytes } else { theirs.effective_bytes };
         }
@@ -584,7 +596,16 @@ impl<P: Payload> Engine<P> {
         if stale(theirs, mine) && self.volumes[v].disk > DiskState::Outdated {
             self.outdate_disk(v, "primary-showed-newer-data");
         }
-        self.send_volume_ready(p, v);
+        match self.volumes[v].backing.as_mut().filter(|_| theirs.disk == DiskState::Diskless) {
+            Some(backing) => {
+                // The other one has only this disk: what it was told of on an earlier connection becomes durable before it goes on, so
+                // that its next flush covers that too (W4).
+                backing.writer.data_flush = true;
+                let version = backing.writer.want_bitmap();
+                self.volumes[v].after(0, version, Some(p), After::Ready { peer: p });
+            }
+            None => self.send_volume_ready(p, v),
+        }
         if self.peers[p].role == Role::Primary {
             self.track_misses(p, v, &[]);
         }
@@ -598,7 +619,9 @@ impl<P: Payload> Engine<P> {
         if self.volumes[v].disk != DiskState::Negotiating {
             return;
         }
-        if current.is_some_and(|current| current.same(self.volumes[v].exposed)) {
+        if self.role != Role::Primary {
+            self.set_disk(v, claimed, "metadata");
+        } else if current.is_some_and(|current| current.same(self.volumes[v].exposed)) {
             self.set_disk(v, claimed, "clients-saw-these-data");
         } else {
             self.fail_disk(v, "clients-saw-newer-data");

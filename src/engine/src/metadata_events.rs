@@ -60,7 +60,19 @@ impl<P: Payload> Engine<P> {
         if volume.log_waiters.is_empty() {
             return false;
         }
-        let wanted = volume.log_waiters.iter().flat_map(|waiter| waiter.range.extents_touched());
+        // No more extents than slots: what is asked for is not evicted, so asking for everything would leave nothing to evict.
+        let mut room = backing.log.slots().len();
+        let count = volume
+            .log_waiters
+            .iter()
+            .take_while(|waiter| {
+                let extents = waiter.range.extents_touched().len();
+                let fits = extents <= room;
+                room -= extents.min(room);
+                fits
+            })
+            .count();
+        let wanted = volume.log_waiters.iter().take(count.max(1)).flat_map(|waiter| waiter.range.extents_touched());
         let Some(transaction) = backing.log.plan(wanted) else {
             // Every slot is referenced by writes whose epoch is not durable everywhere: close the epochs, so that they retire, and let
             // nobody overtake those that wait.

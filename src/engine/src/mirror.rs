@@ -5,7 +5,7 @@
 
 use alloc::vec::Vec;
 
-use crate::api::{Effect, IoError, Payload};
+use crate::api::{Effect, IoError, Payload, SessionId};
 use crate::engine::{Engine, IoOwner};
 use crate::interval::IntervalKind;
 use crate::limits;
@@ -86,7 +86,7 @@ impl<P: Payload> Engine<P> {
                         self.receiver_lost_durability(p);
                     } else if self.volumes[v].config.disk_flushes {
                         let number = self.volumes[v].number;
-                        let io = self.new_io(v, IoOwner::EpochFlush { peer: p });
+                        let io = self.new_io(v, IoOwner::EpochFlush { peer: p, session: self.peers[p].receiver_session });
                         self.effect(Effect::Flush { volume: number, io });
                         continue;
                     }
@@ -219,12 +219,18 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    pub(crate) fn epoch_flush_done(&mut self, v: usize, p: usize, result: Result<(), IoError>) {
+    pub(crate) fn epoch_flush_done(&mut self, v: usize, p: usize, session: Option<SessionId>, result: Result<(), IoError>) {
+        // A flush of an earlier session says nothing about the epochs of this one.
+        let same = self.peers[p].receiver_session == session;
         if result.is_err() {
             self.fail_disk(v, "flush-error");
-            self.receiver_lost_durability(p);
+            if same {
+                self.receiver_lost_durability(p);
+            }
         }
-        self.peers[p].receiver.flushed();
+        if same {
+            self.peers[p].receiver.flushed();
+        }
     }
 
     /// True while the connection stands on which the receiver's operations came.

@@ -112,6 +112,12 @@ pub(crate) struct PeerDevice {
     pub postponed: Option<VolumeHello>,
     /// Another round is to be asked for once the peer has written everything that it was sent (a Primary's disk came back).
     pub round_wanted: bool,
+    /// Last number of a resync operation on this session; numbers run on over several resyncs.
+    pub last_resync_id: u64,
+    /// Source: a resync was stopped before its end, and the target was not told where its data end.
+    pub stopped_resync: bool,
+    /// Target: data of a resync that was stopped may still be on their way.
+    pub resync_ending: bool,
     /// This node takes mirrored writes from the peer.
     pub accepts: bool,
     /// The peer takes mirrored writes from this node.
@@ -140,6 +146,9 @@ impl PeerDevice {
             theirs: None,
             postponed: None,
             round_wanted: false,
+            last_resync_id: 0,
+            stopped_resync: false,
+            resync_ending: false,
             accepts: false,
             peer_accepts: false,
             hold: false,
@@ -151,6 +160,11 @@ impl PeerDevice {
             tracks_misses: false,
             misses_tracked: false,
         }
+    }
+
+    /// True if this node said something in a handshake and the peer has not answered yet.
+    pub fn awaits_answer(&self) -> bool {
+        self.mine.is_some() && self.theirs.is_none()
     }
 
     /// True if this node's application writes go to the peer.

@@ -183,7 +183,8 @@ impl<P: Payload> Engine<P> {
         device.peer_accepts = true;
         device.hold = false;
         let progress = Progress { total_blocks: total, started: now, copied_blocks: 0 };
-        device.source = Some(Box::new(ResyncSource { progress, ..ResyncSource::default() }));
+        let next_id = device.last_resync_id;
+        device.source = Some(Box::new(ResyncSource { progress, next_id, ..ResyncSource::default() }));
         let paused = device.paused_here || device.paused_there;
         self.set_replication(p, v, if paused { ReplicationState::PausedSyncS } else { ReplicationState::SyncSource }, "resync");
         Ok(())
@@ -338,7 +339,8 @@ impl<P: Payload> Engine<P> {
         // None: on its way when the resync was stopped, because a disk was lost.
         let Some(source) = self.peers[p].devices[v].source.as_mut() else { return Ok(()) };
         if !source.operations.get(&id).is_some_and(|operation| operation.sent) {
-            return Err("an acknowledgement of resync data that was never sent");
+            // Of a resync that was stopped earlier on this session.
+            return if id <= source.next_id { Ok(()) } else { Err("an acknowledgement of resync data that was never sent") };
         }
         let Some(operation) = source.operations.remove(&id) else { return Ok(()) };
         source.in_flight_bytes -= u64::from(operation.range.length);
@@ -370,7 +372,10 @@ impl<P: Payload> Engine<P> {
                 }
                 Ok(())
             }
-            _ => Err("an answer to a flush that was never asked"),
+            other => {
+                source.flushing = other;
+                if id <= source.next_id { Ok(()) } else { Err("an answer to a flush that was never asked") }
+            }
         }
     }
 
@@ -381,7 +386,9 @@ impl<P: Payload> Engine<P> {
             Some(source) if !source.finishing => return Err("the end of a resync that is not ending"),
             Some(_) => {}
         }
-        self.peers[p].devices[v].source = None;
+        if let Some(source) = self.peers[p].devices[v].source.take() {
+            self.peers[p].devices[v].last_resync_id = source.next_id;
+        }
         self.peers[p].devices[v].disk = DiskState::UpToDate;
         self.set_replication(p, v, ReplicationState::Established, "resync-finished");
         let volume = &mut self.volumes[v];
@@ -536,7 +543,12 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn resync_finish_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
         let node = self.peers[p].config.node_id;
-        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Ok(()) };
+        let device = &mut self.peers[p].devices[v];
+        let Some(target) = device.target.as_mut() else {
+            // The end of the data of a resync that was stopped.
+            device.resync_ending = false;
+            return Ok(());
+        };
         if !target.pending.is_empty() || target.flush_wanted.is_some() || target.flushing.is_some() || target.finishing {
             return Err("the end of a resync with data under way");
         }
@@ -579,6 +591,8 @@ impl<P: Payload> Engine<P> {
             !(begins && waiter.peer == Some(p))
         });
         if let Some(source) = self.peers[p].devices[v].source.take() {
+            self.peers[p].devices[v].last_resync_id = source.next_id;
+            self.peers[p].devices[v].stopped_resync = !source.finishing;
             for (_, operation) in source.operations {
                 self.volumes[v].intervals.remove(operation.lock);
             }

@@ -171,8 +171,8 @@ pub(crate) struct Volume {
     pub openers: u32,
     /// The administrator's detach under way.
     pub detaching: Option<CommandId>,
-    /// The disk was attached while this node was Primary on its peer's data; it is Negotiating until the handshake, and this is the
-    /// state that its metadata claim.
+    /// The disk was attached on a standing connection; it is Negotiating until the handshake, and this is the state that its metadata
+    /// claim.
     pub attached_anew: Option<DiskState>,
     /// Generation of the data that a Primary without a disk serves from its peer.
     pub exposed: Generation,
