@@ -75,7 +75,12 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn command(&mut self, id: CommandId, command: Command) {
         let deadline = self.now.after(limits::COMMAND_PATIENCE_MS);
         let since = self.events;
-        self.try_command(Deferred { id, command, since, deadline });
+        self.try_command(Deferred {
+            id,
+            command,
+            since,
+            deadline,
+        });
     }
 
     /// Tries the commands that wait again. True if one got through.
@@ -99,23 +104,37 @@ impl<P: Payload> Engine<P> {
         let result = match &deferred.command {
             Command::Attach { volume, image } => self.attach(id, *volume, image),
             Command::Detach { volume, force } => self.detach(id, *volume, *force),
-            Command::Connect { peer, discard_my_data } => self.connect(*peer, *discard_my_data).map(|()| true),
+            Command::Connect {
+                peer,
+                discard_my_data,
+            } => self.connect(*peer, *discard_my_data).map(|()| true),
             Command::Disconnect { peer, force } => self.disconnect(id, *peer, *force),
             Command::Promote { force } => self.promote(id, *force, deferred.since),
             Command::Demote { force } => self.demote(id, *force),
             Command::Invalidate { volume } => self.invalidate(Some(id), *volume),
-            Command::InvalidateRemote { volume, peer } => self.invalidate_remote(id, *volume, *peer),
+            Command::InvalidateRemote { volume, peer } => {
+                self.invalidate_remote(id, *volume, *peer)
+            }
             Command::Outdate { volume } => self.outdate(id, *volume),
-            Command::PauseSync { volume, peer } => self.pause_sync(*volume, *peer, true).map(|()| true),
-            Command::ResumeSync { volume, peer } => self.pause_sync(*volume, *peer, false).map(|()| true),
-            Command::NewCurrentUuid { volume, clear_bitmap } => self.new_current_uuid(id, *volume, *clear_bitmap),
+            Command::PauseSync { volume, peer } => {
+                self.pause_sync(*volume, *peer, true).map(|()| true)
+            }
+            Command::ResumeSync { volume, peer } => {
+                self.pause_sync(*volume, *peer, false).map(|()| true)
+            }
+            Command::NewCurrentUuid {
+                volume,
+                clear_bitmap,
+            } => self.new_current_uuid(id, *volume, *clear_bitmap),
         };
         match result {
             // Done at once.
             Ok(true) => self.command_done(id, Ok(())),
             // Under way; whoever ends it reports.
             Ok(false) => {}
-            Err(Refusal::InTransientState) if self.now < deferred.deadline => self.deferred.push(deferred),
+            Err(Refusal::InTransientState) if self.now < deferred.deadline => {
+                self.deferred.push(deferred)
+            }
             Err(refusal) => self.command_done(id, Err(refusal)),
         }
     }
@@ -123,7 +142,9 @@ impl<P: Payload> Engine<P> {
     /// Takes a changed configuration of a peer: timeouts, policies, windows; the protocol counts from the next connection on, so the
     /// shell disconnects before. False if the peer is unknown or the protocol would change under a standing connection.
     pub fn reconfigure_peer(&mut self, config: crate::config::PeerConfig) -> bool {
-        let Some(p) = self.peer_index(config.node_id) else { return false };
+        let Some(p) = self.peer_index(config.node_id) else {
+            return false;
+        };
         if self.peers[p].session.is_some() && self.peers[p].config.protocol != config.protocol {
             return false;
         }
@@ -133,7 +154,9 @@ impl<P: Payload> Engine<P> {
 
     /// Takes a changed configuration of a volume; `al-extents` counts from the next attach on. False if the volume is unknown.
     pub fn reconfigure_volume(&mut self, config: crate::config::VolumeConfig) -> bool {
-        let Some(v) = self.volume_index(config.number) else { return false };
+        let Some(v) = self.volume_index(config.number) else {
+            return false;
+        };
         self.volumes[v].config = config;
         true
     }
@@ -153,21 +176,34 @@ impl<P: Payload> Engine<P> {
                 peer.shaking_hands()
                     || peer.receiver_session != peer.session && !peer.drained()
                     || peer.connection == ConnectionState::Connected
-                        && peer
-                            .devices
-                            .iter()
-                            .any(|device| device.round_wanted || device.postponed.is_some() || device.awaits_answer())
+                        && peer.devices.iter().any(|device| {
+                            device.round_wanted
+                                || device.postponed.is_some()
+                                || device.awaits_answer()
+                        })
                     || peer.devices.iter().any(|device| {
-                        matches!(device.replication, ReplicationState::WFBitMapS | ReplicationState::WFBitMapT)
-                            || device.replication == ReplicationState::Established && !(device.accepts && device.peer_accepts)
+                        matches!(
+                            device.replication,
+                            ReplicationState::WFBitMapS | ReplicationState::WFBitMapT
+                        ) || device.replication == ReplicationState::Established
+                            && !(device.accepts && device.peer_accepts)
                     })
             });
-        if busy { Err(Refusal::InTransientState) } else { Ok(()) }
+        if busy {
+            Err(Refusal::InTransientState)
+        } else {
+            Ok(())
+        }
     }
 
     // ---- disk ---------------------------------------------------------------------------------------------------------------------
 
-    fn attach(&mut self, id: CommandId, number: VolumeNumber, image: &MetadataImage) -> Result<bool, Refusal> {
+    fn attach(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        image: &MetadataImage,
+    ) -> Result<bool, Refusal> {
         let v = self.volume_of(number)?;
         if self.volumes[v].backing.is_some() {
             return Err(Refusal::DiskConfigured);
@@ -176,8 +212,14 @@ impl<P: Payload> Engine<P> {
             return Err(Refusal::InTransientState);
         }
         let mut superblock = image.superblock.clone();
-        let connected = self.peers.iter().any(|peer| peer.connection == ConnectionState::Connected);
-        if self.role == Role::Primary && !connected && !self.volumes[v].exposed.same(superblock.current) {
+        let connected = self
+            .peers
+            .iter()
+            .any(|peer| peer.connection == ConnectionState::Connected);
+        if self.role == Role::Primary
+            && !connected
+            && !self.volumes[v].exposed.same(superblock.current)
+        {
             // Its clients saw the peer's data: an older state must not take their place. With the peer at hand the handshake decides.
             return Err(Refusal::DataNotCurrent);
         }
@@ -196,7 +238,11 @@ impl<P: Payload> Engine<P> {
         } else {
             DiskState::UpToDate
         };
-        let size = if superblock.effective_bytes == 0 { image.layout.data_bytes } else { superblock.effective_bytes };
+        let size = if superblock.effective_bytes == 0 {
+            image.layout.data_bytes
+        } else {
+            superblock.effective_bytes
+        };
         if self.role == Role::Primary && self.volumes[v].size > image.layout.data_bytes {
             return Err(Refusal::DataNotCurrent);
         }
@@ -210,7 +256,11 @@ impl<P: Payload> Engine<P> {
             volume.size = size;
         }
         volume.attached_anew = Some(state).filter(|_| connected);
-        let state = if connected { DiskState::Negotiating } else { state };
+        let state = if connected {
+            DiskState::Negotiating
+        } else {
+            state
+        };
         volume.backing = Some(Backing {
             layout: image.layout.clone(),
             superblock,
@@ -249,11 +299,18 @@ impl<P: Payload> Engine<P> {
         Ok(false)
     }
 
-    fn detach(&mut self, id: CommandId, number: VolumeNumber, force: bool) -> Result<bool, Refusal> {
+    fn detach(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        force: bool,
+    ) -> Result<bool, Refusal> {
         let v = self.volume_of(number)?;
         match self.volumes[v].disk {
             DiskState::Diskless => return Ok(true),
-            DiskState::Failed | DiskState::Detaching | DiskState::Attaching => return Err(Refusal::InTransientState),
+            DiskState::Failed | DiskState::Detaching | DiskState::Attaching => {
+                return Err(Refusal::InTransientState);
+            }
             _ => {}
         }
         self.settled()?;
@@ -306,7 +363,11 @@ impl<P: Payload> Engine<P> {
     fn outdate(&mut self, id: CommandId, number: VolumeNumber) -> Result<bool, Refusal> {
         let v = self.volume_of(number)?;
         if self.volumes[v].disk < DiskState::Outdated {
-            return Err(if self.volumes[v].disk == DiskState::Diskless { Refusal::IsDiskless } else { Refusal::LowerThanOutdated });
+            return Err(if self.volumes[v].disk == DiskState::Diskless {
+                Refusal::IsDiskless
+            } else {
+                Refusal::LowerThanOutdated
+            });
         }
         if self.role == Role::Primary {
             return Err(Refusal::NoUpToDateDisk);
@@ -335,7 +396,8 @@ impl<P: Payload> Engine<P> {
             return Err(Refusal::NeedSecondary);
         }
         let Some(p) = self.peers.iter().position(|peer| {
-            peer.connection == ConnectionState::Connected && peer.devices[v].disk == DiskState::UpToDate
+            peer.connection == ConnectionState::Connected
+                && peer.devices[v].disk == DiskState::UpToDate
         }) else {
             return Err(Refusal::NeedConnection);
         };
@@ -349,12 +411,25 @@ impl<P: Payload> Engine<P> {
             set_disk_flags(&mut backing.superblock.flags, DiskState::Inconsistent);
             let version = backing.writer.want_superblock();
             // Not bound to the session: the mark stays, and whoever connects next carries it out.
-            volume.after(version, 0, None, After::Invalidated { peer: p, command: id });
+            volume.after(
+                version,
+                0,
+                None,
+                After::Invalidated {
+                    peer: p,
+                    command: id,
+                },
+            );
         }
         Ok(false)
     }
 
-    fn invalidate_remote(&mut self, id: CommandId, number: VolumeNumber, node: NodeId) -> Result<bool, Refusal> {
+    fn invalidate_remote(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        node: NodeId,
+    ) -> Result<bool, Refusal> {
         let v = self.volume_of(number)?;
         let p = self.peer_of(node)?;
         if !self.volumes[v].usable() {
@@ -388,31 +463,60 @@ impl<P: Payload> Engine<P> {
         Ok(false)
     }
 
-    pub(crate) fn invalidate_request_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
+    pub(crate) fn invalidate_request_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+    ) -> Result<(), &'static str> {
         if self.volume_index(number).is_none() {
             return Err("an unknown volume");
         }
         if self.invalidate(None, number).is_err() {
-            self.decision(Some(p), None, "invalidate-refused", String::from("the peer asked for a full sync at a bad moment"));
+            self.decision(
+                Some(p),
+                None,
+                "invalidate-refused",
+                String::from("the peer asked for a full sync at a bad moment"),
+            );
         }
         Ok(())
     }
 
-    fn pause_sync(&mut self, number: VolumeNumber, node: NodeId, pause: bool) -> Result<(), Refusal> {
+    fn pause_sync(
+        &mut self,
+        number: VolumeNumber,
+        node: NodeId,
+        pause: bool,
+    ) -> Result<(), Refusal> {
         let v = self.volume_of(number)?;
         let p = self.peer_of(node)?;
         if self.peers[p].devices[v].paused_here == pause {
-            return Err(if pause { Refusal::PauseAlreadySet } else { Refusal::PauseAlreadyClear });
+            return Err(if pause {
+                Refusal::PauseAlreadySet
+            } else {
+                Refusal::PauseAlreadyClear
+            });
         }
         self.peers[p].devices[v].paused_here = pause;
         if self.peers[p].connection == ConnectionState::Connected {
-            self.send(p, Message::ResyncPause { volume: number, paused: pause });
+            self.send(
+                p,
+                Message::ResyncPause {
+                    volume: number,
+                    paused: pause,
+                },
+            );
         }
         self.apply_pause(p, v);
         Ok(())
     }
 
-    fn new_current_uuid(&mut self, id: CommandId, number: VolumeNumber, clear_bitmap: bool) -> Result<bool, Refusal> {
+    fn new_current_uuid(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        clear_bitmap: bool,
+    ) -> Result<bool, Refusal> {
         let v = self.volume_of(number)?;
         if !self.volumes[v].usable() {
             return Err(Refusal::IsDiskless);
@@ -422,34 +526,56 @@ impl<P: Payload> Engine<P> {
             if self.volumes[v].disk != DiskState::UpToDate {
                 return Err(Refusal::NoUpToDateDisk);
             }
-            if self.peers.iter().any(|peer| peer.connection == ConnectionState::Connected) {
+            if self
+                .peers
+                .iter()
+                .any(|peer| peer.connection == ConnectionState::Connected)
+            {
                 return Err(Refusal::NeedStandAlone);
             }
             self.new_generation(v, "new-current-uuid");
-            let gate = self.volumes[v].backing.as_ref().map_or(0, |backing| backing.completion_gate);
+            let gate = self.volumes[v]
+                .backing
+                .as_ref()
+                .map_or(0, |backing| backing.completion_gate);
             self.volumes[v].after(gate, 0, None, After::Command(id));
             return Ok(false);
         }
         // Declaring nodes equal is safe only before anything was written, and only with somebody to agree with.
-        let fresh = self.volumes[v].backing.as_ref().is_some_and(|backing| backing.superblock.current.is_just_created());
-        let connected: alloc::vec::Vec<usize> =
-            (0..self.peers.len()).filter(|&p| self.peers[p].connection == ConnectionState::Connected).collect();
+        let fresh = self.volumes[v]
+            .backing
+            .as_ref()
+            .is_some_and(|backing| backing.superblock.current.is_just_created());
+        let connected: alloc::vec::Vec<usize> = (0..self.peers.len())
+            .filter(|&p| self.peers[p].connection == ConnectionState::Connected)
+            .collect();
         if !fresh || self.role == Role::Primary || connected.is_empty() {
             return Err(Refusal::NeedStandAlone);
         }
         for &p in &connected {
             let theirs = self.peers[p].devices[v].theirs.as_ref();
-            let fresh = theirs.is_some_and(|theirs| theirs.current.is_just_created() && theirs.disk.has_data());
+            let fresh = theirs
+                .is_some_and(|theirs| theirs.current.is_just_created() && theirs.disk.has_data());
             if !fresh || self.peers[p].role == Role::Primary {
                 return Err(Refusal::NeedStandAlone);
             }
         }
-        let mut identifiers = self.volumes[v].backing.as_ref().map(Backing::identifiers).ok_or(Refusal::IsDiskless)?;
+        let mut identifiers = self.volumes[v]
+            .backing
+            .as_ref()
+            .map(Backing::identifiers)
+            .ok_or(Refusal::IsDiskless)?;
         identifiers.new_current(self.random.next(), false, &[]);
         let current = identifiers.current();
         self.skip_command = Some((id, v, current, connected.len()));
         for p in connected {
-            self.send(p, Message::SkipInitialSync { volume: number, current });
+            self.send(
+                p,
+                Message::SkipInitialSync {
+                    volume: number,
+                    current,
+                },
+            );
         }
         Ok(false)
     }
@@ -457,7 +583,9 @@ impl<P: Payload> Engine<P> {
     /// Declares the local disk UpToDate under the generation, all bits cleared. Only for metadata that were just created.
     fn skip_initial_sync(&mut self, v: usize, current: Generation) -> u64 {
         self.set_disk(v, DiskState::UpToDate, "skip-initial-sync");
-        let Some(backing) = self.volumes[v].backing.as_mut() else { return 0 };
+        let Some(backing) = self.volumes[v].backing.as_mut() else {
+            return 0;
+        };
         let mut identifiers = backing.identifiers();
         identifiers.follow_current(current);
         backing.set_identifiers(&identifiers);
@@ -475,15 +603,39 @@ impl<P: Payload> Engine<P> {
         version
     }
 
-    pub(crate) fn skip_initial_sync_received(&mut self, p: usize, number: VolumeNumber, current: Generation) -> Result<(), &'static str> {
+    pub(crate) fn skip_initial_sync_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+        current: Generation,
+    ) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("an unknown volume")?;
-        let fresh = self.volumes[v].backing.as_ref().is_some_and(|backing| backing.superblock.current.is_just_created());
-        if !fresh || self.role == Role::Primary || current.is_just_created() || self.role_change.is_some() {
-            self.send(p, Message::SkipInitialSyncDone { volume: number, current, done: false });
+        let fresh = self.volumes[v]
+            .backing
+            .as_ref()
+            .is_some_and(|backing| backing.superblock.current.is_just_created());
+        if !fresh
+            || self.role == Role::Primary
+            || current.is_just_created()
+            || self.role_change.is_some()
+        {
+            self.send(
+                p,
+                Message::SkipInitialSyncDone {
+                    volume: number,
+                    current,
+                    done: false,
+                },
+            );
             return Ok(());
         }
         let version = self.skip_initial_sync(v, current);
-        self.volumes[v].after(version, 0, Some(p), After::SkippedForPeer { peer: p, current });
+        self.volumes[v].after(
+            version,
+            0,
+            Some(p),
+            After::SkippedForPeer { peer: p, current },
+        );
         Ok(())
     }
 
@@ -494,7 +646,9 @@ impl<P: Payload> Engine<P> {
         current: Generation,
         done: bool,
     ) -> Result<(), &'static str> {
-        let Some((id, v, asked, missing)) = self.skip_command else { return Err("an answer to a question that was never asked") };
+        let Some((id, v, asked, missing)) = self.skip_command else {
+            return Err("an answer to a question that was never asked");
+        };
         if self.volumes[v].number != number || asked != current {
             return Err("an answer to another question");
         }
@@ -543,9 +697,13 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].connection == ConnectionState::StandAlone {
             return Ok(true);
         }
-        if !force && self.role == Role::Primary && self.peers[p].connection == ConnectionState::Connected {
+        if !force
+            && self.role == Role::Primary
+            && self.peers[p].connection == ConnectionState::Connected
+        {
             let loses = (0..self.volumes.len()).any(|v| {
-                self.volumes[v].disk != DiskState::UpToDate && self.peers[p].devices[v].disk == DiskState::UpToDate
+                self.volumes[v].disk != DiskState::UpToDate
+                    && self.peers[p].devices[v].disk == DiskState::UpToDate
             });
             if loses {
                 return Err(Refusal::NoUpToDateDisk);
@@ -553,7 +711,8 @@ impl<P: Payload> Engine<P> {
         }
         if !force && self.peers[p].role == Role::Primary {
             let blinds = (0..self.volumes.len()).any(|v| {
-                self.volumes[v].disk == DiskState::UpToDate && self.peers[p].devices[v].disk != DiskState::UpToDate
+                self.volumes[v].disk == DiskState::UpToDate
+                    && self.peers[p].devices[v].disk != DiskState::UpToDate
             });
             if blinds {
                 return Err(Refusal::PeerRefused);
@@ -561,7 +720,13 @@ impl<P: Payload> Engine<P> {
         }
         if self.peers[p].session.is_some() {
             self.peers[p].disconnecting = Some(id);
-            self.send(p, Message::Goodbye { reason: GoodbyeReason::Disconnect, text: String::from("disconnected by the administrator") });
+            self.send(
+                p,
+                Message::Goodbye {
+                    reason: GoodbyeReason::Disconnect,
+                    text: String::from("disconnected by the administrator"),
+                },
+            );
             self.drop_session(p, ConnectionState::Disconnecting, "disconnect");
             return Ok(false);
         }
@@ -574,7 +739,11 @@ impl<P: Payload> Engine<P> {
 
     fn promote(&mut self, id: CommandId, force: bool, since: u64) -> Result<bool, Refusal> {
         if self.role == Role::Primary {
-            return if self.role_change.is_some() { Err(Refusal::InTransientState) } else { Ok(true) };
+            return if self.role_change.is_some() {
+                Err(Refusal::InTransientState)
+            } else {
+                Ok(true)
+            };
         }
         for p in 0..self.peers.len() {
             let peer = &self.peers[p];
@@ -603,7 +772,12 @@ impl<P: Payload> Engine<P> {
             }
         }
         let deadline = self.now.after(limits::VOTE_TIMEOUT_MS);
-        self.role_change = Some(RoleChange { command: id, promotion: true, force, step: Step::Voting { deadline } });
+        self.role_change = Some(RoleChange {
+            command: id,
+            promotion: true,
+            force,
+            step: Step::Voting { deadline },
+        });
         if !asked {
             self.record_promotion();
         }
@@ -614,7 +788,8 @@ impl<P: Payload> Engine<P> {
     fn check_data(&self, force: bool) -> Result<(), Refusal> {
         for (v, volume) in self.volumes.iter().enumerate() {
             let good = volume.disk == DiskState::UpToDate
-                || self.has_remote_data(v) && (volume.disk == DiskState::Diskless || self.is_sync_target(v));
+                || self.has_remote_data(v)
+                    && (volume.disk == DiskState::Diskless || self.is_sync_target(v));
             let forced = force && volume.usable();
             if !good && !forced {
                 return Err(Refusal::NoUpToDateDisk);
@@ -624,16 +799,30 @@ impl<P: Payload> Engine<P> {
     }
 
     fn is_sync_target(&self, v: usize) -> bool {
-        self.peers.iter().any(|peer| peer.devices[v].replication.is_sync_target())
+        self.peers
+            .iter()
+            .any(|peer| peer.devices[v].replication.is_sync_target())
     }
 
-    pub(crate) fn promote_request_received(&mut self, p: usize, id: u64) -> Result<(), &'static str> {
+    pub(crate) fn promote_request_received(
+        &mut self,
+        p: usize,
+        id: u64,
+    ) -> Result<(), &'static str> {
         let node = self.peers[p].config.node_id;
         let refusal = if self.role == Role::Primary {
             Some(Refusal::TwoPrimaries)
-        } else if self.role_change.as_ref().is_some_and(|change| change.promotion) && self.node_id < node {
+        } else if self
+            .role_change
+            .as_ref()
+            .is_some_and(|change| change.promotion)
+            && self.node_id < node
+        {
             Some(Refusal::ConcurrentStateChange)
-        } else if self.role_change.as_ref().is_some_and(|change| matches!(change.step, Step::Recording { .. }))
+        } else if self
+            .role_change
+            .as_ref()
+            .is_some_and(|change| matches!(change.step, Step::Recording { .. }))
             || self.peers[p].connection != ConnectionState::Connected
         {
             Some(Refusal::InTransientState)
@@ -647,11 +836,22 @@ impl<P: Payload> Engine<P> {
             }
             self.peers[p].granted = Some(self.now.after(2 * limits::VOTE_TIMEOUT_MS));
         }
-        self.send(p, Message::PromoteReply { id, refusal: refusal.map_or(0, Refusal::code) });
+        self.send(
+            p,
+            Message::PromoteReply {
+                id,
+                refusal: refusal.map_or(0, Refusal::code),
+            },
+        );
         Ok(())
     }
 
-    pub(crate) fn promote_reply_received(&mut self, p: usize, id: u64, refusal: i32) -> Result<(), &'static str> {
+    pub(crate) fn promote_reply_received(
+        &mut self,
+        p: usize,
+        id: u64,
+        refusal: i32,
+    ) -> Result<(), &'static str> {
         if self.peers[p].vote != Some(Vote::Asked(id)) {
             // The promotion was given up meanwhile.
             return Ok(());
@@ -662,10 +862,14 @@ impl<P: Payload> Engine<P> {
             return Ok(());
         }
         self.peers[p].vote = None;
-        let refusal = [Refusal::TwoPrimaries, Refusal::ConcurrentStateChange, Refusal::InTransientState]
-            .into_iter()
-            .find(|known| known.code() == refusal)
-            .unwrap_or(Refusal::PeerRefused);
+        let refusal = [
+            Refusal::TwoPrimaries,
+            Refusal::ConcurrentStateChange,
+            Refusal::InTransientState,
+        ]
+        .into_iter()
+        .find(|known| known.code() == refusal)
+        .unwrap_or(Refusal::PeerRefused);
         self.give_up_promotion(refusal);
         Ok(())
     }
@@ -681,7 +885,10 @@ impl<P: Payload> Engine<P> {
     }
 
     fn give_up_promotion(&mut self, refusal: Refusal) {
-        if let Some(change) = self.role_change.take_if(|change| change.promotion && matches!(change.step, Step::Voting { .. })) {
+        if let Some(change) = self
+            .role_change
+            .take_if(|change| change.promotion && matches!(change.step, Step::Voting { .. }))
+        {
             for peer in &mut self.peers {
                 peer.vote = None;
             }
@@ -692,15 +899,25 @@ impl<P: Payload> Engine<P> {
     }
 
     fn count_votes(&mut self) {
-        let voting = self.role_change.as_ref().is_some_and(|change| matches!(change.step, Step::Voting { .. }));
-        if voting && !self.peers.iter().any(|peer| matches!(peer.vote, Some(Vote::Asked(_)))) {
+        let voting = self
+            .role_change
+            .as_ref()
+            .is_some_and(|change| matches!(change.step, Step::Voting { .. }));
+        if voting
+            && !self
+                .peers
+                .iter()
+                .any(|peer| matches!(peer.vote, Some(Vote::Asked(_))))
+        {
             self.record_promotion();
         }
     }
 
     /// Everybody agrees: makes the promotion durable, then takes the role.
     fn record_promotion(&mut self) {
-        let Some(change) = &self.role_change else { return };
+        let Some(change) = &self.role_change else {
+            return;
+        };
         let force = change.force;
         if let Err(refusal) = self.check_data(force) {
             return self.give_up_promotion(refusal);
@@ -720,7 +937,9 @@ impl<P: Payload> Engine<P> {
                 self.new_generation_if_shared(v, "promotion-without-peer");
             }
             let volume = &mut self.volumes[v];
-            let Some(backing) = volume.backing.as_mut() else { continue };
+            let Some(backing) = volume.backing.as_mut() else {
+                continue;
+            };
             let flags = &mut backing.superblock.flags;
             flags.primary_indicator = true;
             flags.al_clean = false;
@@ -748,10 +967,13 @@ impl<P: Payload> Engine<P> {
     /// `primary --force`: whatever is here is declared current.
     fn force_up_to_date(&mut self, v: usize) {
         let random = self.random.next();
-        let absent: alloc::vec::Vec<NodeId> = self.peers.iter().map(|peer| peer.config.node_id).collect();
+        let absent: alloc::vec::Vec<NodeId> =
+            self.peers.iter().map(|peer| peer.config.node_id).collect();
         let was = self.volumes[v].disk;
         self.set_disk(v, DiskState::UpToDate, "forced");
-        let Some(backing) = self.volumes[v].backing.as_mut() else { return };
+        let Some(backing) = self.volumes[v].backing.as_mut() else {
+            return;
+        };
         let mut identifiers = backing.identifiers();
         if was == DiskState::Inconsistent && !identifiers.current().is_just_created() {
             identifiers.force_current(random, &absent);
@@ -766,7 +988,9 @@ impl<P: Payload> Engine<P> {
     }
 
     pub(crate) fn role_change_durable(&mut self, _v: usize) {
-        let Some(change) = &mut self.role_change else { return };
+        let Some(change) = &mut self.role_change else {
+            return;
+        };
         if let Step::Recording { missing } = &mut change.step {
             *missing = missing.saturating_sub(1);
             if *missing == 0 {
@@ -776,7 +1000,9 @@ impl<P: Payload> Engine<P> {
     }
 
     fn finish_role_change(&mut self) {
-        let Some(change) = self.role_change.take() else { return };
+        let Some(change) = self.role_change.take() else {
+            return;
+        };
         for peer in &mut self.peers {
             peer.vote = None;
         }
@@ -793,7 +1019,11 @@ impl<P: Payload> Engine<P> {
                 return self.command_done(change.command, Err(refusal));
             }
         }
-        let (role, rule) = if change.promotion { (Role::Primary, "promote") } else { (Role::Secondary, "demote") };
+        let (role, rule) = if change.promotion {
+            (Role::Primary, "promote")
+        } else {
+            (Role::Secondary, "demote")
+        };
         self.set_role(role, rule);
         self.command_done(change.command, Ok(()));
     }
@@ -810,7 +1040,12 @@ impl<P: Payload> Engine<P> {
         if !force && self.volumes.iter().any(|volume| volume.openers > 0) {
             return Err(Refusal::DeviceInUse);
         }
-        self.role_change = Some(RoleChange { command: id, promotion: false, force, step: Step::Draining });
+        self.role_change = Some(RoleChange {
+            command: id,
+            promotion: false,
+            force,
+            step: Step::Draining,
+        });
         for p in 0..self.peers.len() {
             self.close_epoch(p);
         }
@@ -819,7 +1054,9 @@ impl<P: Payload> Engine<P> {
 
     /// Moves a role change on. True if it moved.
     pub(crate) fn pump_role_change(&mut self) -> bool {
-        let Some(change) = &self.role_change else { return false };
+        let Some(change) = &self.role_change else {
+            return false;
+        };
         match change.step {
             Step::Voting { deadline } if self.now >= deadline => {
                 self.give_up_promotion(Refusal::Timeout);
@@ -861,7 +1098,11 @@ impl<P: Payload> Engine<P> {
         if result.is_err() {
             self.fail_disk(v, "flush-error");
         }
-        if let Some(RoleChange { step: Step::Flushing { missing }, .. }) = &mut self.role_change {
+        if let Some(RoleChange {
+            step: Step::Flushing { missing },
+            ..
+        }) = &mut self.role_change
+        {
             *missing -= 1;
             if *missing == 0 {
                 self.record_demotion();
@@ -873,7 +1114,9 @@ impl<P: Payload> Engine<P> {
         let mut missing = 0;
         for v in 0..self.volumes.len() {
             let unconfirmed = self.volumes[v].backing.as_ref().is_some_and(|backing| {
-                self.peers.iter().any(|peer| !peer.devices[v].mirrors() && backing.bits(peer.config.node_id) > 0)
+                self.peers
+                    .iter()
+                    .any(|peer| !peer.devices[v].mirrors() && backing.bits(peer.config.node_id) > 0)
             });
             if unconfirmed {
                 // What is given up as durable here may be missing there.
@@ -884,7 +1127,9 @@ impl<P: Payload> Engine<P> {
             if !volume.usable() {
                 continue;
             }
-            let Some(backing) = volume.backing.as_mut() else { continue };
+            let Some(backing) = volume.backing.as_mut() else {
+                continue;
+            };
             let flags = &mut backing.superblock.flags;
             flags.primary_indicator = false;
             flags.crashed_primary = false;

@@ -37,7 +37,12 @@ impl VolumeConfig {
     /// DRBD's defaults.
     #[must_use]
     pub fn new(number: VolumeNumber) -> Self {
-        VolumeConfig { number, al_extents: limits::DEFAULT_AL_EXTENTS, disk_flushes: true, detach_on_io_error: true }
+        VolumeConfig {
+            number,
+            al_extents: limits::DEFAULT_AL_EXTENTS,
+            disk_flushes: true,
+            detach_on_io_error: true,
+        }
     }
 }
 

@@ -35,9 +35,16 @@ pub(crate) enum IoOwner {
     /// A read for a peer's client.
     ReceivedRead { peer: usize, key: usize },
     /// The flush of an epoch received from a peer.
-    EpochFlush { peer: usize, session: Option<SessionId> },
+    EpochFlush {
+        peer: usize,
+        session: Option<SessionId>,
+    },
     /// A resync read.
-    ResyncRead { peer: usize, session: SessionId, id: u64 },
+    ResyncRead {
+        peer: usize,
+        session: SessionId,
+        id: u64,
+    },
     /// A resync write.
     ResyncWrite { peer: usize, key: usize },
     /// The flush that a resync source asked for.
@@ -88,7 +95,11 @@ impl<P: Payload> Engine<P> {
             random: Random::new(config.seed),
             role: Role::Secondary,
             volumes,
-            peers: config.peers.into_iter().map(|peer| Peer::new(peer, count)).collect(),
+            peers: config
+                .peers
+                .into_iter()
+                .map(|peer| Peer::new(peer, count))
+                .collect(),
             requests: Slab::new(),
             role_change: None,
             deferred: Vec::new(),
@@ -106,12 +117,24 @@ impl<P: Payload> Engine<P> {
         self.now = self.now.max(now);
         self.events += 1;
         match event {
-            Event::Request { id, volume, operation } => self.client_request(id, volume, operation),
+            Event::Request {
+                id,
+                volume,
+                operation,
+            } => self.client_request(id, volume, operation),
             Event::DiskDone { io, result } => self.disk_done(io, result),
             Event::MetadataDone { io, result } => self.metadata_done(io, result),
             Event::PeerConnected { peer, session } => self.peer_connected(peer, session),
-            Event::PeerLost { peer, session, reason } => self.peer_lost_event(peer, session, reason),
-            Event::Frame { peer, session, message } => self.frame(peer, session, message),
+            Event::PeerLost {
+                peer,
+                session,
+                reason,
+            } => self.peer_lost_event(peer, session, reason),
+            Event::Frame {
+                peer,
+                session,
+                message,
+            } => self.frame(peer, session, message),
             Event::Tick => self.tick(),
             Event::Command { id, command } => self.command(id, command),
             Event::Openers { volume, count } => {
@@ -145,9 +168,14 @@ impl<P: Payload> Engine<P> {
             consider(peer.settle_deadline);
             consider(peer.idle_barrier);
             if peer.session.is_some() && peer.connection == ConnectionState::Connected {
-                consider(Some(peer.ping.map_or(peer.last_heard.after(peer.config.ping_interval), |(_, deadline)| deadline)));
+                consider(Some(peer.ping.map_or(
+                    peer.last_heard.after(peer.config.ping_interval),
+                    |(_, deadline)| deadline,
+                )));
                 if peer.config.ko_count > 0 {
-                    consider(peer.stalled.map(|(_, since)| since.after(peer.config.timeout * u64::from(peer.config.ko_count))));
+                    consider(peer.stalled.map(|(_, since)| {
+                        since.after(peer.config.timeout * u64::from(peer.config.ko_count))
+                    }));
                 }
                 consider(peer.granted);
             }
@@ -164,11 +192,15 @@ impl<P: Payload> Engine<P> {
     // ---- tables -------------------------------------------------------------------------------------------------------------
 
     pub(crate) fn volume_index(&self, number: VolumeNumber) -> Option<usize> {
-        self.volumes.iter().position(|volume| volume.number == number)
+        self.volumes
+            .iter()
+            .position(|volume| volume.number == number)
     }
 
     pub(crate) fn peer_index(&self, node: NodeId) -> Option<usize> {
-        self.peers.iter().position(|peer| peer.config.node_id == node)
+        self.peers
+            .iter()
+            .position(|peer| peer.config.node_id == node)
     }
 
     /// A fresh handle for an operation on the volume's backing disk.
@@ -176,18 +208,30 @@ impl<P: Payload> Engine<P> {
         self.io_serial = self.io_serial.wrapping_add(1);
         let volume = &mut self.volumes[v];
         volume.outstanding += 1;
-        let key = self.ios.insert(Io { serial: self.io_serial, volume: v, attachment: volume.attachment, owner });
+        let key = self.ios.insert(Io {
+            serial: self.io_serial,
+            volume: v,
+            attachment: volume.attachment,
+            owner,
+        });
         IoId(u64::from(self.io_serial) << 32 | key as u64)
     }
 
     /// Looks up a handle and forgets it. Returns the volume and the owner; `None` for the owner if the disk is another one by now.
     fn take_io(&mut self, io: IoId) -> Option<(usize, IoOwner)> {
         let key = (io.0 & 0xFFFF_FFFF) as usize;
-        if self.ios.get(key).is_none_or(|entry| u64::from(entry.serial) != io.0 >> 32) {
+        if self
+            .ios
+            .get(key)
+            .is_none_or(|entry| u64::from(entry.serial) != io.0 >> 32)
+        {
             return None;
         }
         let entry = self.ios.remove(key);
-        debug_assert_eq!(self.volumes[entry.volume].attachment, entry.attachment, "a disk is given back only when idle");
+        debug_assert_eq!(
+            self.volumes[entry.volume].attachment, entry.attachment,
+            "a disk is given back only when idle"
+        );
         self.volumes[entry.volume].outstanding -= 1;
         Some((entry.volume, entry.owner))
     }
@@ -202,7 +246,11 @@ impl<P: Payload> Engine<P> {
         if let Some(session) = peer.session {
             peer.last_sent = now;
             let node = peer.config.node_id;
-            self.effects.push_back(Effect::Send { peer: node, session, message });
+            self.effects.push_back(Effect::Send {
+                peer: node,
+                session,
+                message,
+            });
         }
     }
 
@@ -210,10 +258,21 @@ impl<P: Payload> Engine<P> {
         self.effects.push_back(Effect::CommandDone { id, result });
     }
 
-    pub(crate) fn decision(&mut self, p: Option<usize>, v: Option<usize>, rule: &'static str, text: String) {
+    pub(crate) fn decision(
+        &mut self,
+        p: Option<usize>,
+        v: Option<usize>,
+        rule: &'static str,
+        text: String,
+    ) {
         let peer = p.map(|p| self.peers[p].config.node_id);
         let volume = v.map(|v| self.volumes[v].number);
-        self.effects.push_back(Effect::Notice(Notice::Decision { peer, volume, rule, text }));
+        self.effects.push_back(Effect::Notice(Notice::Decision {
+            peer,
+            volume,
+            rule,
+            text,
+        }));
     }
 
     // ---- checked state changes ------------------------------------------------------------------------------------------------
@@ -224,7 +283,8 @@ impl<P: Payload> Engine<P> {
             for volume in &mut self.volumes {
                 volume.exposed = Generation::NONE;
             }
-            self.effects.push_back(Effect::Notice(Notice::Role { from, to, rule }));
+            self.effects
+                .push_back(Effect::Notice(Notice::Role { from, to, rule }));
             self.broadcast_state();
         }
     }
@@ -232,10 +292,19 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn set_disk(&mut self, v: usize, to: DiskState, rule: &'static str) {
         let volume = &mut self.volumes[v];
         if volume.disk != to {
-            assert!(volume.disk.may_become(to), "disk state {} must not become {to} ({rule})", volume.disk);
+            assert!(
+                volume.disk.may_become(to),
+                "disk state {} must not become {to} ({rule})",
+                volume.disk
+            );
             let from = core::mem::replace(&mut volume.disk, to);
             let number = volume.number;
-            self.effects.push_back(Effect::Notice(Notice::Disk { volume: number, from, to, rule }));
+            self.effects.push_back(Effect::Notice(Notice::Disk {
+                volume: number,
+                from,
+                to,
+                rule,
+            }));
             self.broadcast_state();
         }
     }
@@ -243,14 +312,29 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn set_connection(&mut self, p: usize, to: ConnectionState, rule: &'static str) {
         let peer = &mut self.peers[p];
         if peer.connection != to {
-            assert!(peer.connection.may_become(to), "connection state {} must not become {to} ({rule})", peer.connection);
+            assert!(
+                peer.connection.may_become(to),
+                "connection state {} must not become {to} ({rule})",
+                peer.connection
+            );
             let from = core::mem::replace(&mut peer.connection, to);
             let node = peer.config.node_id;
-            self.effects.push_back(Effect::Notice(Notice::Connection { peer: node, from, to, rule }));
+            self.effects.push_back(Effect::Notice(Notice::Connection {
+                peer: node,
+                from,
+                to,
+                rule,
+            }));
         }
     }
 
-    pub(crate) fn set_replication(&mut self, p: usize, v: usize, to: ReplicationState, rule: &'static str) {
+    pub(crate) fn set_replication(
+        &mut self,
+        p: usize,
+        v: usize,
+        to: ReplicationState,
+        rule: &'static str,
+    ) {
         let peer = &mut self.peers[p];
         let device = &mut peer.devices[v];
         if device.replication != to {
@@ -262,7 +346,13 @@ impl<P: Payload> Engine<P> {
             let from = core::mem::replace(&mut device.replication, to);
             let node = peer.config.node_id;
             let volume = self.volumes[v].number;
-            self.effects.push_back(Effect::Notice(Notice::Replication { peer: node, volume, from, to, rule }));
+            self.effects.push_back(Effect::Notice(Notice::Replication {
+                peer: node,
+                volume,
+                from,
+                to,
+                rule,
+            }));
         }
     }
 
@@ -270,7 +360,11 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn broadcast_state(&mut self) {
         for p in 0..self.peers.len() {
             if self.peers[p].connection == ConnectionState::Connected {
-                let disks = self.volumes.iter().map(|volume| (volume.number, volume.disk)).collect();
+                let disks = self
+                    .volumes
+                    .iter()
+                    .map(|volume| (volume.number, volume.disk))
+                    .collect();
                 let role = self.role;
                 self.send(p, Message::PeerState { role, disks });
             }
@@ -280,17 +374,29 @@ impl<P: Payload> Engine<P> {
     // ---- dispatch -------------------------------------------------------------------------------------------------------------
 
     fn disk_done(&mut self, io: IoId, result: Result<Option<P>, IoError>) {
-        let Some((v, owner)) = self.take_io(io) else { return };
+        let Some((v, owner)) = self.take_io(io) else {
+            return;
+        };
         match owner {
             IoOwner::ClientRead(key) => self.client_read_done(key, result),
             IoOwner::RequestWrite(key) => self.local_write_done(key, result.map(|_| ())),
             IoOwner::FlushGroup => self.flush_group_done(v, result.map(|_| ())),
-            IoOwner::ReceivedWrite { peer, key } => self.received_write_done(peer, key, result.map(|_| ())),
+            IoOwner::ReceivedWrite { peer, key } => {
+                self.received_write_done(peer, key, result.map(|_| ()))
+            }
             IoOwner::ReceivedRead { peer, key } => self.received_read_done(peer, key, result),
-            IoOwner::EpochFlush { peer, session } => self.epoch_flush_done(v, peer, session, result.map(|_| ())),
-            IoOwner::ResyncRead { peer, session, id } => self.resync_read_done(v, peer, session, id, result),
-            IoOwner::ResyncWrite { peer, key } => self.resync_write_done(peer, key, result.map(|_| ())),
-            IoOwner::ResyncFlush { peer, session } => self.resync_flush_done(v, peer, session, result.map(|_| ())),
+            IoOwner::EpochFlush { peer, session } => {
+                self.epoch_flush_done(v, peer, session, result.map(|_| ()))
+            }
+            IoOwner::ResyncRead { peer, session, id } => {
+                self.resync_read_done(v, peer, session, id, result)
+            }
+            IoOwner::ResyncWrite { peer, key } => {
+                self.resync_write_done(peer, key, result.map(|_| ()))
+            }
+            IoOwner::ResyncFlush { peer, session } => {
+                self.resync_flush_done(v, peer, session, result.map(|_| ()))
+            }
             IoOwner::DemoteFlush => self.demote_flush_done(v, result.map(|_| ())),
             IoOwner::Metadata => self.metadata_operation_done(v, result.map(|_| ())),
         }
@@ -305,7 +411,9 @@ impl<P: Payload> Engine<P> {
     }
 
     fn peer_lost_event(&mut self, node: NodeId, session: SessionId, reason: LossReason) {
-        let Some(p) = self.peer_index(node) else { return };
+        let Some(p) = self.peer_index(node) else {
+            return;
+        };
         if self.peers[p].session == Some(session) {
             let (state, rule) = match reason {
                 LossReason::Closed => (ConnectionState::BrokenPipe, "peer-closed"),
@@ -319,7 +427,9 @@ impl<P: Payload> Engine<P> {
     }
 
     fn frame(&mut self, node: NodeId, session: SessionId, message: Message<P>) {
-        let Some(p) = self.peer_index(node) else { return };
+        let Some(p) = self.peer_index(node) else {
+            return;
+        };
         if self.peers[p].session != Some(session) {
             return;
         }
@@ -335,14 +445,26 @@ impl<P: Payload> Engine<P> {
     /// The peer said something that makes no sense: both sides learn what, and try again on a new connection.
     pub(crate) fn protocol_error(&mut self, p: usize, what: &'static str) {
         self.decision(Some(p), None, "protocol-error", String::from(what));
-        self.send(p, Message::Goodbye { reason: GoodbyeReason::ProtocolError, text: String::from(what) });
+        self.send(
+            p,
+            Message::Goodbye {
+                reason: GoodbyeReason::ProtocolError,
+                text: String::from(what),
+            },
+        );
         self.drop_session(p, ConnectionState::ProtocolError, "protocol-error");
     }
 
     /// One message; an error names what makes no sense in it.
     fn message(&mut self, p: usize, message: Message<P>) -> Result<(), &'static str> {
         if self.peers[p].hello_received.is_none()
-            && !matches!(message, Message::Hello(_) | Message::Goodbye { .. } | Message::Ping { .. } | Message::Pong { .. })
+            && !matches!(
+                message,
+                Message::Hello(_)
+                    | Message::Goodbye { .. }
+                    | Message::Ping { .. }
+                    | Message::Pong { .. }
+            )
         {
             return Err("a message before the Hello");
         }
@@ -359,37 +481,102 @@ impl<P: Payload> Engine<P> {
             Message::PromoteRequest { id } => self.promote_request_received(p, id),
             Message::PromoteReply { id, refusal } => self.promote_reply_received(p, id, refusal),
             Message::Goodbye { reason, text } => self.goodbye_received(p, reason, text),
-            Message::ResyncPause { volume, paused } => self.resync_pause_received(p, volume, paused),
-            Message::SkipInitialSync { volume, current } => self.skip_initial_sync_received(p, volume, current),
-            Message::SkipInitialSyncDone { volume, current, done } => self.skip_initial_sync_done(p, volume, current, done),
+            Message::ResyncPause { volume, paused } => {
+                self.resync_pause_received(p, volume, paused)
+            }
+            Message::SkipInitialSync { volume, current } => {
+                self.skip_initial_sync_received(p, volume, current)
+            }
+            Message::SkipInitialSyncDone {
+                volume,
+                current,
+                done,
+            } => self.skip_initial_sync_done(p, volume, current, done),
             Message::InvalidateRequest { volume } => self.invalidate_request_received(p, volume),
-            Message::MissesTracked { volume, current } => self.misses_tracked_received(p, volume, current),
-            Message::Write { sequence, epoch, volume, range, payload } => {
-                self.write_received(p, sequence, epoch, volume, range, crate::receiver::ReceivedKind::Write(payload))
+            Message::MissesTracked { volume, current } => {
+                self.misses_tracked_received(p, volume, current)
             }
-            Message::Discard { sequence, epoch, volume, range } => {
-                self.write_received(p, sequence, epoch, volume, range, crate::receiver::ReceivedKind::Discard)
-            }
-            Message::WriteZeroes { sequence, epoch, volume, range, may_unmap } => {
-                self.write_received(p, sequence, epoch, volume, range, crate::receiver::ReceivedKind::WriteZeroes { may_unmap })
-            }
+            Message::Write {
+                sequence,
+                epoch,
+                volume,
+                range,
+                payload,
+            } => self.write_received(
+                p,
+                sequence,
+                epoch,
+                volume,
+                range,
+                crate::receiver::ReceivedKind::Write(payload),
+            ),
+            Message::Discard {
+                sequence,
+                epoch,
+                volume,
+                range,
+            } => self.write_received(
+                p,
+                sequence,
+                epoch,
+                volume,
+                range,
+                crate::receiver::ReceivedKind::Discard,
+            ),
+            Message::WriteZeroes {
+                sequence,
+                epoch,
+                volume,
+                range,
+                may_unmap,
+            } => self.write_received(
+                p,
+                sequence,
+                epoch,
+                volume,
+                range,
+                crate::receiver::ReceivedKind::WriteZeroes { may_unmap },
+            ),
             Message::Barrier { epoch } => self.barrier_received(p, epoch),
-            Message::ReadRequest { id, volume, range } => self.read_request_received(p, id, volume, range),
+            Message::ReadRequest { id, volume, range } => {
+                self.read_request_received(p, id, volume, range)
+            }
             Message::DiskLost { volume, missed } => self.disk_lost_received(p, volume, &missed),
             Message::DiskBack { volume } => self.disk_back_received(p, volume),
             Message::Received { through } => self.received_ack(p, through),
             Message::Written { first, count } => self.written_ack(p, first, count),
             Message::Failed { sequence } => self.failed_ack(p, sequence),
             Message::BarrierAck { epoch } => self.barrier_ack(p, epoch),
-            Message::BitmapRuns { volume, runs, last } => self.bitmap_received(p, volume, &runs, last),
-            Message::ResyncBegin { volume, current, history } => self.resync_begin_received(p, volume, current, history),
+            Message::BitmapRuns { volume, runs, last } => {
+                self.bitmap_received(p, volume, &runs, last)
+            }
+            Message::ResyncBegin {
+                volume,
+                current,
+                history,
+            } => self.resync_begin_received(p, volume, current, history),
             Message::ResyncReady { volume } => self.resync_ready_received(p, volume),
-            Message::ResyncData { id, volume, range, payload } => self.resync_data_received(p, volume, id, range, Some(payload)),
-            Message::ResyncZeroes { id, volume, range } => self.resync_data_received(p, volume, id, range, None),
+            Message::ResyncData {
+                id,
+                volume,
+                range,
+                payload,
+            } => self.resync_data_received(p, volume, id, range, Some(payload)),
+            Message::ResyncZeroes { id, volume, range } => {
+                self.resync_data_received(p, volume, id, range, None)
+            }
             Message::ResyncFlush { volume, id } => self.resync_flush_received(p, volume, id),
             Message::ResyncFinish { volume } => self.resync_finish_received(p, volume),
-            Message::ReadReply { id, outcome, payload } => self.read_reply_received(p, id, outcome, payload),
-            Message::ResyncAck { volume, id, outcome } => self.resync_ack_received(p, volume, id, outcome),
+            Message::ReadReply {
+                id,
+                outcome,
+                payload,
+            } => self.read_reply_received(p, id, outcome, payload),
+            Message::ResyncAck {
+                volume,
+                id,
+                outcome,
+            } => self.resync_ack_received(p, volume, id, outcome),
             Message::ResyncFlushed { volume, id } => self.resync_flushed_received(p, volume, id),
             Message::ResyncFinished { volume } => self.resync_finished_received(p, volume),
         }
@@ -401,7 +588,12 @@ impl<P: Payload> Engine<P> {
         let peer = &mut self.peers[p];
         let unsettled = peer.connection == ConnectionState::Connected
             && peer.devices.iter().any(|device| match device.replication {
-                _ if device.round_wanted || device.postponed.is_some() || device.awaits_answer() => true,
+                _ if device.round_wanted
+                    || device.postponed.is_some()
+                    || device.awaits_answer() =>
+                {
+                    true
+                }
                 ReplicationState::WFBitMapS | ReplicationState::WFBitMapT => true,
                 ReplicationState::Established => !(device.accepts && device.peer_accepts),
                 _ => false,
@@ -454,7 +646,10 @@ impl<P: Payload> Engine<P> {
         let now = self.now;
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
-            if peer.handshake_deadline.is_some_and(|deadline| now >= deadline) {
+            if peer
+                .handshake_deadline
+                .is_some_and(|deadline| now >= deadline)
+            {
                 peer.handshake_deadline = None;
                 self.drop_session(p, ConnectionState::Timeout, "handshake-timeout");
                 continue;
@@ -479,12 +674,18 @@ impl<P: Payload> Engine<P> {
                     self.drop_session(p, ConnectionState::NetworkFailure, "ping-timeout");
                     continue;
                 }
-                None if now >= peer.last_heard.after(peer.config.ping_interval) => self.ask_whether_alive(p),
+                None if now >= peer.last_heard.after(peer.config.ping_interval) => {
+                    self.ask_whether_alive(p)
+                }
                 _ => {}
             }
             let peer = &self.peers[p];
             let patience = peer.config.timeout * u64::from(peer.config.ko_count);
-            if peer.config.ko_count > 0 && peer.stalled.is_some_and(|(_, since)| now >= since.after(patience)) {
+            if peer.config.ko_count > 0
+                && peer
+                    .stalled
+                    .is_some_and(|(_, since)| now >= since.after(patience))
+            {
                 self.drop_session(p, ConnectionState::Timeout, "ko-count");
             }
         }

@@ -25,14 +25,23 @@ impl<P: Payload> Engine<P> {
         if let Some(session) = self.peers[p].session {
             let node = self.peers[p].config.node_id;
             self.connection_lost(p, state, rule);
-            self.effect(Effect::CloseSession { peer: node, session });
+            self.effect(Effect::CloseSession {
+                peer: node,
+                session,
+            });
         }
     }
 
     /// Says why and ends the session, so that both sides shake hands again.
     pub(crate) fn renegotiate(&mut self, p: usize, why: &'static str) {
         if self.peers[p].session.is_some() {
-            self.send(p, Message::Goodbye { reason: GoodbyeReason::Renegotiate, text: String::from(why) });
+            self.send(
+                p,
+                Message::Goodbye {
+                    reason: GoodbyeReason::Renegotiate,
+                    text: String::from(why),
+                },
+            );
             self.drop_session(p, ConnectionState::TearDown, why);
         }
     }
@@ -72,7 +81,9 @@ impl<P: Payload> Engine<P> {
             if !matches!(device.disk, DiskState::Inconsistent | DiskState::Outdated) {
                 device.disk = DiskState::DUnknown;
             }
-            self.volumes[v].waiters.retain(|waiter| waiter.peer != Some(p));
+            self.volumes[v]
+                .waiters
+                .retain(|waiter| waiter.peer != Some(p));
         }
         // What is left in the transfer log may be missing at the peer (W7).
         let left = self.peers[p].log.take_all();
@@ -84,7 +95,10 @@ impl<P: Payload> Engine<P> {
             // A write that the peer never wrote makes the two differ for sure, and one whose client still waits is going to be
             // completed alone; the rest differs only if the peer lost its cache.
             alone[entry.volume] |= entry.confirmed != crate::transfer_log::Confirmed::Written
-                || self.requests.get(entry.request).is_some_and(|request| !request.completed);
+                || self
+                    .requests
+                    .get(entry.request)
+                    .is_some_and(|request| !request.completed);
             let backing = self.volumes[entry.volume].backing.as_mut();
             if let Some(backing) = backing {
                 backing.mark(node, entry.range);
@@ -120,7 +134,11 @@ impl<P: Payload> Engine<P> {
                 self.set_connection(p, ConnectionState::Connecting, "retry");
             }
         }
-        self.effect(Effect::Handler { name: "disconnected", peer: Some(node), volume: None });
+        self.effect(Effect::Handler {
+            name: "disconnected",
+            peer: Some(node),
+            volume: None,
+        });
         for v in 0..self.volumes.len() {
             self.end_attached_anew(v);
         }
@@ -134,7 +152,9 @@ impl<P: Payload> Engine<P> {
     /// No networking with this peer any more.
     pub(crate) fn become_stand_alone(&mut self, p: usize, rule: &'static str) {
         let node = self.peers[p].config.node_id;
-        if self.peers[p].connection != ConnectionState::Disconnecting && self.peers[p].connection != ConnectionState::StandAlone {
+        if self.peers[p].connection != ConnectionState::Disconnecting
+            && self.peers[p].connection != ConnectionState::StandAlone
+        {
             self.set_connection(p, ConnectionState::Disconnecting, rule);
         }
         self.set_connection(p, ConnectionState::StandAlone, rule);
@@ -148,7 +168,11 @@ impl<P: Payload> Engine<P> {
     // ---- generations ------------------------------------------------------------------------------------------------------------
 
     fn absent_peers(&self, v: usize) -> Vec<NodeId> {
-        self.peers.iter().filter(|peer| !peer.devices[v].mirrors()).map(|peer| peer.config.node_id).collect()
+        self.peers
+            .iter()
+            .filter(|peer| !peer.devices[v].mirrors())
+            .map(|peer| peer.config.node_id)
+            .collect()
     }
 
     /// If an absent peer still shares this node's current generation (it may be missing writes from now on), makes a new one.
@@ -157,7 +181,10 @@ impl<P: Payload> Engine<P> {
         let absent = self.absent_peers(v);
         // Only good data begin a generation; what is written to an Inconsistent disk alone is never completed.
         if self.volumes[v].disk == DiskState::UpToDate
-            && self.volumes[v].backing.as_ref().is_some_and(|backing| backing.identifiers().needs_new_current(&absent))
+            && self.volumes[v]
+                .backing
+                .as_ref()
+                .is_some_and(|backing| backing.identifiers().needs_new_current(&absent))
         {
             self.new_generation(v, rule);
         }
@@ -166,17 +193,30 @@ impl<P: Payload> Engine<P> {
     /// Makes a new current generation; the old one is remembered for every absent peer that has none remembered yet.
     pub(crate) fn new_generation(&mut self, v: usize, rule: &'static str) {
         let random = self.random.next();
-        let primary = self.role == Role::Primary || self.role_change.as_ref().is_some_and(|change| change.is_promotion());
+        let primary = self.role == Role::Primary
+            || self
+                .role_change
+                .as_ref()
+                .is_some_and(|change| change.is_promotion());
         let absent = self.absent_peers(v);
-        let Some(backing) = self.volumes[v].backing.as_mut() else { return };
+        let Some(backing) = self.volumes[v].backing.as_mut() else {
+            return;
+        };
         let mut identifiers = backing.identifiers();
         identifiers.new_current(random, primary, &absent);
         self.follow_identifiers(v, &identifiers, rule);
     }
 
     /// Makes these identifiers the volume's; completions wait until they are durable.
-    pub(crate) fn follow_identifiers(&mut self, v: usize, identifiers: &Identifiers, rule: &'static str) {
-        let Some(backing) = self.volumes[v].backing.as_mut() else { return };
+    pub(crate) fn follow_identifiers(
+        &mut self,
+        v: usize,
+        identifiers: &Identifiers,
+        rule: &'static str,
+    ) {
+        let Some(backing) = self.volumes[v].backing.as_mut() else {
+            return;
+        };
         let old = backing.superblock.current;
         backing.set_identifiers(identifiers);
         backing.superblock.flags.crashed_primary = false;
@@ -185,13 +225,24 @@ impl<P: Payload> Engine<P> {
         let gate = backing.completion_gate;
         self.volumes[v].after(gate, 0, None, After::Requests);
         let current = identifiers.current();
-        self.decision(None, Some(v), rule, format!("new current generation {current}, the one before was {old}"));
+        self.decision(
+            None,
+            Some(v),
+            rule,
+            format!("new current generation {current}, the one before was {old}"),
+        );
     }
 
     // ---- the peer's disk ----------------------------------------------------------------------------------------------------------
 
     /// The peer has no usable disk for the volume any more: what it did not confirm as durable is marked.
-    pub(crate) fn peer_disk_lost(&mut self, p: usize, v: usize, state: DiskState, rule: &'static str) {
+    pub(crate) fn peer_disk_lost(
+        &mut self,
+        p: usize,
+        v: usize,
+        state: DiskState,
+        rule: &'static str,
+    ) {
         if !self.peers[p].devices[v].disk.has_data() {
             self.peers[p].devices[v].disk = state;
             return;
@@ -208,7 +259,10 @@ impl<P: Payload> Engine<P> {
                 backing.mark(node, entry.range);
             }
         }
-        let waits = self.peers[p].barrier_waiters.iter().any(|&(key, _)| self.requests[key].volume == v);
+        let waits = self.peers[p]
+            .barrier_waiters
+            .iter()
+            .any(|&(key, _)| self.requests[key].volume == v);
         if !lost.is_empty() || waits {
             self.new_generation_if_shared(v, rule);
         }
@@ -254,14 +308,23 @@ impl<P: Payload> Engine<P> {
         }
         self.set_disk(v, DiskState::Failed, rule);
         let number = self.volumes[v].number;
-        self.effect(Effect::Handler { name: "local-io-error", peer: None, volume: Some(number) });
+        self.effect(Effect::Handler {
+            name: "local-io-error",
+            peer: None,
+            volume: Some(number),
+        });
         self.disk_gone(v, rule);
     }
 
     /// The volume's disk takes no more operations: what waits for it goes on without, peers learn.
     pub(crate) fn disk_gone(&mut self, v: usize, rule: &'static str) {
-        let current = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
-        self.volumes[v].exposed = current.filter(|_| self.role == Role::Primary).unwrap_or(Generation::NONE);
+        let current = self.volumes[v]
+            .backing
+            .as_ref()
+            .map(|backing| backing.superblock.current);
+        self.volumes[v].exposed = current
+            .filter(|_| self.role == Role::Primary)
+            .unwrap_or(Generation::NONE);
         for p in 0..self.peers.len() {
             self.peers[p].devices[v].resync_ending |= self.peers[p].devices[v].target.is_some();
             self.stop_resync(p, v);
@@ -270,7 +333,11 @@ impl<P: Payload> Engine<P> {
                 continue;
             }
             // A list that no frame can hold: shake hands anew instead (a client sees errors, no other loses anything).
-            let open = self.requests.iter().filter(|(_, request)| request.volume == v).count();
+            let open = self
+                .requests
+                .iter()
+                .filter(|(_, request)| request.volume == v)
+                .count();
             let serves = self.role == Role::Primary
                 && open <= crate::limits::MAX_MISSED_RANGES
                 && self.peers[p].devices[v].mirrors()
@@ -292,10 +359,20 @@ impl<P: Payload> Engine<P> {
                     .collect();
                 let number = self.volumes[v].number;
                 self.peers[p].devices[v].misses_tracked = false;
-                self.send(p, Message::DiskLost { volume: number, missed });
+                self.send(
+                    p,
+                    Message::DiskLost {
+                        volume: number,
+                        missed,
+                    },
+                );
                 // Whoever attaches this disk again must know that newer data exist. If the metadata cannot be written any more, only
                 // the peer knows.
-                if let Some(backing) = self.volumes[v].backing.as_mut().filter(|backing| backing.superblock.flags.consistent) {
+                if let Some(backing) = self.volumes[v]
+                    .backing
+                    .as_mut()
+                    .filter(|backing| backing.superblock.flags.consistent)
+                {
                     set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
                     backing.writer.want_superblock();
                 }
@@ -318,21 +395,32 @@ impl<P: Payload> Engine<P> {
     /// Gives the disk back once nothing is under way on it.
     pub(crate) fn finish_detach(&mut self, v: usize) {
         let volume = &mut self.volumes[v];
-        if !matches!(volume.disk, DiskState::Failed | DiskState::Detaching) || volume.outstanding > 0 {
+        if !matches!(volume.disk, DiskState::Failed | DiskState::Detaching)
+            || volume.outstanding > 0
+        {
             return;
         }
         let unwritten = volume.backing.as_ref().is_some_and(|backing| {
-            !backing.writer.is_idle() || backing.writer.superblock.wanted > backing.writer.superblock.durable
+            !backing.writer.is_idle()
+                || backing.writer.superblock.wanted > backing.writer.superblock.durable
         });
         if unwritten && !volume.metadata_failed {
             return;
         }
         // References of requests that are still open die with the log.
-        for (_, request) in self.requests.iter_mut().filter(|(_, request)| request.volume == v) {
+        for (_, request) in self
+            .requests
+            .iter_mut()
+            .filter(|(_, request)| request.volume == v)
+        {
             request.logged = false;
         }
         for peer in &mut self.peers {
-            for (_, received) in peer.received.iter_mut().filter(|(_, received)| received.operation.volume == v) {
+            for (_, received) in peer
+                .received
+                .iter_mut()
+                .filter(|(_, received)| received.operation.volume == v)
+            {
                 received.logged = false;
             }
         }
@@ -364,7 +452,12 @@ impl<P: Payload> Engine<P> {
             return Err("a lost disk on a volume that is not mirrored");
         }
         let size = self.volumes[v].size;
-        if missed.iter().any(|range| range.offset.checked_add(u64::from(range.length)).is_none_or(|end| end > size)) {
+        if missed.iter().any(|range| {
+            range
+                .offset
+                .checked_add(u64::from(range.length))
+                .is_none_or(|end| end > size)
+        }) {
             return Err("a missed write beyond the end of the volume");
         }
         self.stop_resync(p, v);
@@ -404,12 +497,21 @@ impl<P: Payload> Engine<P> {
             backing.superblock.flags.al_clean = false;
             let superblock = backing.writer.want_superblock();
             let bitmap = backing.writer.want_bitmap();
-            self.volumes[v].after(superblock, bitmap, Some(p), After::MissesTracked { peer: p });
+            self.volumes[v].after(
+                superblock,
+                bitmap,
+                Some(p),
+                After::MissesTracked { peer: p },
+            );
         }
     }
 
     /// The peer's disk takes every write again.
-    pub(crate) fn disk_back_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
+    pub(crate) fn disk_back_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+    ) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("an unknown volume")?;
         self.peers[p].devices[v].tracks_misses = false;
         Ok(())

@@ -33,7 +33,12 @@ fn level(disk: DiskState) -> DiskLevel {
     }
 }
 
-fn side<'a>(node_id: NodeId, hello: &'a VolumeHello, role: Role, protocol: crate::wire::message::Protocol) -> Side<'a> {
+fn side<'a>(
+    node_id: NodeId,
+    hello: &'a VolumeHello,
+    role: Role,
+    protocol: crate::wire::message::Protocol,
+) -> Side<'a> {
     Side {
         node_id,
         current: hello.current,
@@ -54,13 +59,21 @@ impl<P: Payload> Engine<P> {
     // ---- greeting ---------------------------------------------------------------------------------------------------------------
 
     pub(crate) fn peer_connected(&mut self, node: NodeId, session: SessionId) {
-        let Some(p) = self.peer_index(node) else { return self.effect(Effect::CloseSession { peer: node, session }) };
+        let Some(p) = self.peer_index(node) else {
+            return self.effect(Effect::CloseSession {
+                peer: node,
+                session,
+            });
+        };
         if self.peers[p].session.is_some() {
             // The shell reports the loss of an older session first; if it did not, this is that report.
             self.connection_lost(p, ConnectionState::BrokenPipe, "replaced");
         }
         if self.peers[p].connection != ConnectionState::Connecting {
-            return self.effect(Effect::CloseSession { peer: node, session });
+            return self.effect(Effect::CloseSession {
+                peer: node,
+                session,
+            });
         }
         let now = self.now;
         let peer = &mut self.peers[p];
@@ -73,18 +86,32 @@ impl<P: Payload> Engine<P> {
     /// Sends the Hello if nothing stands in the way; called again whenever something might have gone out of it. True if sent.
     pub(crate) fn try_send_hello(&mut self, p: usize) -> bool {
         let peer = &self.peers[p];
-        if peer.session.is_none() || peer.hello_sent.is_some() || !peer.drained() || self.role_change.as_ref().is_some_and(|change| !change.is_draining()) {
+        if peer.session.is_none()
+            || peer.hello_sent.is_some()
+            || !peer.drained()
+            || self
+                .role_change
+                .as_ref()
+                .is_some_and(|change| !change.is_draining())
+        {
             return false;
         }
-        let settled = self
-            .volumes
-            .iter()
-            .all(|volume| volume.detaching.is_none() && volume.backing.as_ref().is_none_or(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable)
-                && !matches!(volume.disk, DiskState::Attaching | DiskState::Failed | DiskState::Detaching));
+        let settled = self.volumes.iter().all(|volume| {
+            volume.detaching.is_none()
+                && volume.backing.as_ref().is_none_or(|backing| {
+                    backing.writer.superblock.wanted == backing.writer.superblock.durable
+                })
+                && !matches!(
+                    volume.disk,
+                    DiskState::Attaching | DiskState::Failed | DiskState::Detaching
+                )
+        });
         if !settled {
             return false;
         }
-        let volumes: Vec<VolumeHello> = (0..self.volumes.len()).map(|v| self.volume_hello(p, v, 1)).collect();
+        let volumes: Vec<VolumeHello> = (0..self.volumes.len())
+            .map(|v| self.volume_hello(p, v, 1))
+            .collect();
         let hello = Hello {
             node_id: self.node_id,
             role: self.role,
@@ -116,8 +143,14 @@ impl<P: Payload> Engine<P> {
         let volume = &self.volumes[v];
         let node = self.peers[p].config.node_id;
         let contact = self.peers[p].devices[v].contact;
-        let claimed = volume.attached_anew.filter(|_| volume.disk == DiskState::Negotiating);
-        let Some(backing) = volume.backing.as_ref().filter(|_| volume.disk.has_data() || claimed.is_some()) else {
+        let claimed = volume
+            .attached_anew
+            .filter(|_| volume.disk == DiskState::Negotiating);
+        let Some(backing) = volume
+            .backing
+            .as_ref()
+            .filter(|_| volume.disk.has_data() || claimed.is_some())
+        else {
             return VolumeHello {
                 volume: volume.number,
                 round,
@@ -125,7 +158,11 @@ impl<P: Payload> Engine<P> {
                 attached_anew: false,
                 max_bytes: 0,
                 effective_bytes: volume.size,
-                current: if self.role == Role::Primary { volume.exposed } else { crate::units::Generation::NONE },
+                current: if self.role == Role::Primary {
+                    volume.exposed
+                } else {
+                    crate::units::Generation::NONE
+                },
                 bitmap: crate::units::Generation::NONE,
                 history: Vec::new(),
                 crashed_primary: false,
@@ -147,7 +184,8 @@ impl<P: Payload> Engine<P> {
             bitmap: backing.bitmap_generation(node),
             history: superblock.history.clone(),
             crashed_primary: backing.crashed_primary,
-            running_since_contact: contact.is_some_and(|generation| generation.same(superblock.current)),
+            running_since_contact: contact
+                .is_some_and(|generation| generation.same(superblock.current)),
             full_sync: superblock.flags.invalidated,
             sync_target: superblock.flags.sync_target,
             bits: backing.bits(node),
@@ -186,8 +224,14 @@ impl<P: Payload> Engine<P> {
         self.send(p, Message::Again(alloc::boxed::Box::new(mine)));
     }
 
-    pub(crate) fn again_received(&mut self, p: usize, theirs: VolumeHello) -> Result<(), &'static str> {
-        let v = self.volume_index(theirs.volume).ok_or("a handshake for an unknown volume")?;
+    pub(crate) fn again_received(
+        &mut self,
+        p: usize,
+        theirs: VolumeHello,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(theirs.volume)
+            .ok_or("a handshake for an unknown volume")?;
         if self.peers[p].connection != ConnectionState::Connected {
             return Err("a handshake for one volume before that of the connection");
         }
@@ -199,14 +243,18 @@ impl<P: Payload> Engine<P> {
         let round = device.round;
         let answer = theirs.round == round && device.theirs.is_none();
         // Only a disk that came anew asks for another round; two that mirror do not.
-        let question = theirs.round == round + 1 && !(self.volumes[v].usable() && device.disk.has_data());
+        let question =
+            theirs.round == round + 1 && !(self.volumes[v].usable() && device.disk.has_data());
         if !answer && !question {
             return Err("a handshake for one volume out of turn");
         }
         if theirs.round == round + 1 {
             self.send_round(p, v, theirs.round);
         }
-        let said = self.peers[p].devices[v].mine.as_ref().is_some_and(|mine| mine.disk != DiskState::Diskless);
+        let said = self.peers[p].devices[v]
+            .mine
+            .as_ref()
+            .is_some_and(|mine| mine.disk != DiskState::Diskless);
         if said && !self.volumes[v].usable() && self.volumes[v].disk != DiskState::Negotiating {
             // The disk that the round was about is gone again.
             self.renegotiate(p, "disk-lost-during-handshake");
@@ -219,16 +267,19 @@ impl<P: Payload> Engine<P> {
 
     /// What a handshake says must be durable and stay true until its verdict.
     fn may_shake_hands(&self, p: usize, v: usize) -> bool {
-        let changing = self.role_change.as_ref().is_some_and(|change| !change.is_draining());
-        let recorded = self.volumes[v]
-            .backing
+        let changing = self
+            .role_change
             .as_ref()
-            .is_none_or(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable);
+            .is_some_and(|change| !change.is_draining());
+        let recorded = self.volumes[v].backing.as_ref().is_none_or(|backing| {
+            backing.writer.superblock.wanted == backing.writer.superblock.durable
+        });
         // What a Primary without a disk sent must be written and noted at the peer before the two compare, or the comparison would
         // overtake it (lanes are not ordered with each other).
         let device = &self.peers[p].devices[v];
         let noted = device.misses_tracked || device.disk != DiskState::UpToDate;
-        let drained = !device.round_wanted || noted && !device.resync_ending && !self.peers[p].log.has_unwritten(v);
+        let drained = !device.round_wanted
+            || noted && !device.resync_ending && !self.peers[p].log.has_unwritten(v);
         !changing && recorded && drained
     }
 
@@ -260,31 +311,52 @@ impl<P: Payload> Engine<P> {
     // ---- verdicts ----------------------------------------------------------------------------------------------------------------
 
     fn try_decide(&mut self, p: usize) {
-        let (Some(mine), Some(theirs)) = (&self.peers[p].hello_sent, &self.peers[p].hello_received) else { return };
+        let (Some(mine), Some(theirs)) = (&self.peers[p].hello_sent, &self.peers[p].hello_received)
+        else {
+            return;
+        };
         if self.peers[p].connection == ConnectionState::Connected {
             return;
         }
         let (mine, theirs) = (mine.clone(), theirs.clone());
         if mine.protocol != theirs.protocol {
-            return self.refuse_connection(p, "incompatible-protocol", String::from("incompatible protocol settings"));
+            return self.refuse_connection(
+                p,
+                "incompatible-protocol",
+                String::from("incompatible protocol settings"),
+            );
         }
         if let Some(setting) = mine.policies.contradiction(&theirs.policies) {
-            return self.refuse_connection(p, "incompatible-policies", format!("incompatible {} settings", setting.word()));
+            return self.refuse_connection(
+                p,
+                "incompatible-policies",
+                format!("incompatible {} settings", setting.word()),
+            );
         }
         if mine.discard_my_data && theirs.discard_my_data {
-            let text = String::from("incompatible discard-my-data settings: give --discard-my-data on one node only");
+            let text = String::from(
+                "incompatible discard-my-data settings: give --discard-my-data on one node only",
+            );
             return self.refuse_connection(p, "incompatible-discard-my-data", text);
         }
         // A verdict that forbids the connection is found before anything changes.
         for v in 0..self.volumes.len() {
-            let Some(their) = theirs.volumes.iter().find(|hello| hello.volume == self.volumes[v].number) else { continue };
+            let Some(their) = theirs
+                .volumes
+                .iter()
+                .find(|hello| hello.volume == self.volumes[v].number)
+            else {
+                continue;
+            };
             self.peers[p].devices[v].theirs = Some(their.clone());
             if let Err((rule, text)) = self.verdict(p, v, true) {
                 return self.refuse_connection(p, rule, text);
             }
         }
         if mine.role == Role::Primary && theirs.role == Role::Primary {
-            let text = String::from("Multiple primaries not allowed by config: make one node Secondary, then connect");
+            let text = String::from(
+                "Multiple primaries not allowed by config: make one node Secondary, then connect",
+            );
             return self.refuse_connection(p, "two-primaries", text);
         }
         let now = self.now;
@@ -305,7 +377,13 @@ impl<P: Payload> Engine<P> {
         for v in 0..self.volumes.len() {
             if self.peers[p].devices[v].paused_here {
                 let volume = self.volumes[v].number;
-                self.send(p, Message::ResyncPause { volume, paused: true });
+                self.send(
+                    p,
+                    Message::ResyncPause {
+                        volume,
+                        paused: true,
+                    },
+                );
             }
         }
         self.broadcast_state();
@@ -313,7 +391,12 @@ impl<P: Payload> Engine<P> {
 
     /// What the two sides' facts mean for the volume; an error forbids the connection. `first`: the first time that these facts
     /// are looked at, so that a split brain is reported once.
-    fn verdict(&mut self, p: usize, v: usize, first: bool) -> Result<(Outcome, &'static str), (&'static str, String)> {
+    fn verdict(
+        &mut self,
+        p: usize,
+        v: usize,
+        first: bool,
+    ) -> Result<(Outcome, &'static str), (&'static str, String)> {
         let device = &self.peers[p].devices[v];
         let (Some(mine), Some(theirs)) = (device.mine.clone(), device.theirs.clone()) else {
             return Ok((Outcome::NoSource, "no-volume"));
@@ -322,8 +405,11 @@ impl<P: Payload> Engine<P> {
             return Ok((Outcome::NoSource, "diskless"));
         }
         agreed_size(&mine, &theirs).map_err(|text| ("incompatible-size", text))?;
-        let (my_role, their_role) = match (&self.peers[p].hello_sent, &self.peers[p].hello_received) {
-            (Some(my_hello), Some(their_hello)) if mine.round == 1 => (my_hello.role, their_hello.role),
+        let (my_role, their_role) = match (&self.peers[p].hello_sent, &self.peers[p].hello_received)
+        {
+            (Some(my_hello), Some(their_hello)) if mine.round == 1 => {
+                (my_hello.role, their_hello.role)
+            }
             _ => (self.role, self.peers[p].role),
         };
         let config = &self.peers[p].config;
@@ -340,16 +426,24 @@ impl<P: Payload> Engine<P> {
                     (false, false) => self.node_id < node,
                     (wrote, _) => wrote,
                 };
-                if me_source { Outcome::Source(Extent::Bitmap) } else { Outcome::Target(Extent::Bitmap) }
+                if me_source {
+                    Outcome::Source(Extent::Bitmap)
+                } else {
+                    Outcome::Target(Extent::Bitmap)
+                }
             }
-            Outcome::SplitBrain(history) => self.resolve_split_brain(p, v, history, &mine, &theirs, my_role, their_role, rule, first)?,
+            Outcome::SplitBrain(history) => self.resolve_split_brain(
+                p, v, history, &mine, &theirs, my_role, their_role, rule, first,
+            )?,
             Outcome::Unrelated => return Err((rule, String::from("Unrelated data, aborting!"))),
             Outcome::Refuse(refusal) => return Err((rule, refusal.text().to_string())),
             other => other,
         };
         // A Primary whose own data are not good works on its peer's anyway, and goes on with the resync that makes them good.
         let conflict = |role, hello: &VolumeHello| {
-            role == Role::Primary && !hello.attached_anew && level(hello.disk) >= DiskLevel::Consistent
+            role == Role::Primary
+                && !hello.attached_anew
+                && level(hello.disk) >= DiskLevel::Consistent
         };
         if matches!(outcome, Outcome::Target(_)) && conflict(my_role, &mine)
             || matches!(outcome, Outcome::Source(_)) && conflict(their_role, &theirs)
@@ -375,7 +469,9 @@ impl<P: Payload> Engine<P> {
         rule: &'static str,
         first: bool,
     ) -> Result<Outcome, (&'static str, String)> {
-        let (Some(hello), Some(peer_hello)) = (&self.peers[p].hello_sent, &self.peers[p].hello_received) else {
+        let (Some(hello), Some(peer_hello)) =
+            (&self.peers[p].hello_sent, &self.peers[p].hello_received)
+        else {
             return Err((rule, String::from("split brain")));
         };
         let me = SplitBrainSide {
@@ -403,44 +499,74 @@ impl<P: Payload> Engine<P> {
             theirs.bits * 4
         );
         if first {
-            self.effect(Effect::Handler { name: "initial-split-brain", peer: Some(node), volume: Some(number) });
+            self.effect(Effect::Handler {
+                name: "initial-split-brain",
+                peer: Some(node),
+                volume: Some(number),
+            });
         }
         let decision = split_brain::resolve(&me, &peer, history);
         let by = decision.decided_by.word();
         let text = match decision.resolution {
             Resolution::IAmSource(extent) => {
                 if first {
-                    let text = format!("Split-Brain detected ({rule}), solved: this node's data survive; {losses}");
+                    let text = format!(
+                        "Split-Brain detected ({rule}), solved: this node's data survive; {losses}"
+                    );
                     self.decision(Some(p), Some(v), by, text);
                 }
                 return Ok(Outcome::Source(extent));
             }
             Resolution::IAmTarget(extent) => {
                 if first {
-                    let text = format!("Split-Brain detected ({rule}), solved: this node's data are discarded; {losses}");
+                    let text = format!(
+                        "Split-Brain detected ({rule}), solved: this node's data are discarded; {losses}"
+                    );
                     self.decision(Some(p), Some(v), by, text);
                 }
                 return Ok(Outcome::Target(extent));
             }
             Resolution::IMustDemote(_) => {
-                self.effect(Effect::Handler { name: "pri-lost-after-sb", peer: Some(node), volume: Some(number) });
+                self.effect(Effect::Handler {
+                    name: "pri-lost-after-sb",
+                    peer: Some(node),
+                    volume: Some(number),
+                });
                 "the Primary loses and must become Secondary first"
             }
-            Resolution::PeerMustDemote(_) => "the peer loses, but is Primary and must become Secondary first",
+            Resolution::PeerMustDemote(_) => {
+                "the peer loses, but is Primary and must become Secondary first"
+            }
             Resolution::Unresolved { text } | Resolution::ConfigurationError { text } => text,
         };
-        self.effect(Effect::Handler { name: "split-brain", peer: Some(node), volume: Some(number) });
+        self.effect(Effect::Handler {
+            name: "split-brain",
+            peer: Some(node),
+            volume: Some(number),
+        });
         let remedy = "on the node whose changes shall be lost run 'disconnect', 'secondary' and 'connect --discard-my-data', \
                       on the other one 'connect'";
-        let text = text.strip_prefix(split_brain::UNRESOLVED).unwrap_or(text).trim();
-        let text = if text.is_empty() { String::new() } else { format!(" {text};") };
-        Err((by, format!("{}{text} {losses}; {remedy}", split_brain::UNRESOLVED)))
+        let text = text
+            .strip_prefix(split_brain::UNRESOLVED)
+            .unwrap_or(text)
+            .trim();
+        let text = if text.is_empty() {
+            String::new()
+        } else {
+            format!(" {text};")
+        };
+        Err((
+            by,
+            format!("{}{text} {losses}; {remedy}", split_brain::UNRESOLVED),
+        ))
     }
 
     /// Carries out the verdict for a volume.
     fn decide_volume(&mut self, p: usize, v: usize) {
         let device = &self.peers[p].devices[v];
-        let (Some(mine), Some(theirs)) = (device.mine.clone(), device.theirs.clone()) else { return };
+        let (Some(mine), Some(theirs)) = (device.mine.clone(), device.theirs.clone()) else {
+            return;
+        };
         if mine.round != theirs.round {
             return;
         }
@@ -456,7 +582,10 @@ impl<P: Payload> Engine<P> {
         };
         self.peers[p].devices[v].disk = theirs.disk;
         self.peers[p].devices[v].tracks_misses = false;
-        let text = format!("generations {} / {}: {outcome}", mine.current, theirs.current);
+        let text = format!(
+            "generations {} / {}: {outcome}",
+            mine.current, theirs.current
+        );
         self.decision(Some(p), Some(v), rule, text);
         if mine.disk == DiskState::Diskless || theirs.disk == DiskState::Diskless {
             return self.connect_diskless(p, v, &mine, &theirs);
@@ -469,7 +598,9 @@ impl<P: Payload> Engine<P> {
         }
         match outcome {
             // The Primary gives that disk up, see below; here nothing changes.
-            Outcome::Target(_) if theirs.attached_anew => self.peers[p].devices[v].disk = DiskState::Diskless,
+            Outcome::Target(_) if theirs.attached_anew => {
+                self.peers[p].devices[v].disk = DiskState::Diskless
+            }
             Outcome::Source(_) if mine.attached_anew => {
                 // Its clients saw the peer's data; a disk that claims to be newer is not one of this volume's line.
                 self.peers[p].devices[v].hold = false;
@@ -499,14 +630,18 @@ impl<P: Payload> Engine<P> {
             }
             Outcome::Target(extent) => {
                 self.set_replication(p, v, ReplicationState::WFBitMapT, rule);
-                if !mine.current.same(theirs.current) && self.volumes[v].disk > DiskState::Outdated {
+                if !mine.current.same(theirs.current) && self.volumes[v].disk > DiskState::Outdated
+                {
                     // Newer data exist: whatever becomes of this connection, these are old.
                     self.outdate_disk(v, rule);
                 }
-                self.peers[p].devices[v].target = Some(alloc::boxed::Box::new(ResyncTarget::default()));
+                self.peers[p].devices[v].target =
+                    Some(alloc::boxed::Box::new(ResyncTarget::default()));
                 self.send_bitmap(p, v, extent == Extent::Bitmap);
             }
-            Outcome::SplitBrain(_) | Outcome::Unrelated | Outcome::Refuse(_) => unreachable!("refused by verdict()"),
+            Outcome::SplitBrain(_) | Outcome::Unrelated | Outcome::Refuse(_) => {
+                unreachable!("refused by verdict()")
+            }
         }
     }
 
@@ -518,18 +653,23 @@ impl<P: Payload> Engine<P> {
         }
         if equal {
             self.newest_within_reach(v);
-            if level(their_disk) == DiskLevel::UpToDate && self.volumes[v].disk != DiskState::UpToDate
+            if level(their_disk) == DiskLevel::UpToDate
+                && self.volumes[v].disk != DiskState::UpToDate
                 || self.volumes[v].disk == DiskState::Consistent
             {
                 self.set_disk(v, DiskState::UpToDate, "in-sync-with-peer");
             }
-            if self.volumes[v].disk == DiskState::UpToDate && matches!(their_disk, DiskState::Outdated | DiskState::Consistent) {
+            if self.volumes[v].disk == DiskState::UpToDate
+                && matches!(their_disk, DiskState::Outdated | DiskState::Consistent)
+            {
                 self.peers[p].devices[v].disk = DiskState::UpToDate;
             }
         }
         let disk = self.volumes[v].disk;
         let volume = &mut self.volumes[v];
-        let Some(backing) = volume.backing.as_mut() else { return };
+        let Some(backing) = volume.backing.as_mut() else {
+            return;
+        };
         if equal {
             let mut identifiers = backing.identifiers();
             identifiers.slot_cleared(node);
@@ -553,8 +693,14 @@ impl<P: Payload> Engine<P> {
         self.volume_settled(p, v);
     }
 
-    pub(crate) fn volume_ready_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("readiness of an unknown volume")?;
+    pub(crate) fn volume_ready_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(number)
+            .ok_or("readiness of an unknown volume")?;
         if self.peers[p].devices[v].replication != ReplicationState::Established {
             return Err("readiness of a volume that is not in sync");
         }
@@ -565,7 +711,10 @@ impl<P: Payload> Engine<P> {
 
     /// Both sides are ready: held writes go on, mirrored.
     fn volume_settled(&mut self, p: usize, v: usize) {
-        let current = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
+        let current = self.volumes[v]
+            .backing
+            .as_ref()
+            .map(|backing| backing.superblock.current);
         let mine = self.volumes[v].disk;
         let device = &mut self.peers[p].devices[v];
         if device.accepts && device.peer_accepts {
@@ -581,7 +730,11 @@ impl<P: Payload> Engine<P> {
         self.set_replication(p, v, ReplicationState::Established, "diskless");
         self.end_attached_anew(v);
         if mine.disk == DiskState::Diskless && theirs.disk.has_data() && self.volumes[v].size == 0 {
-            self.volumes[v].size = if theirs.effective_bytes == 0 { theirs.max_bytes } else { theirs.effective_bytes };
+            self.volumes[v].size = if theirs.effective_bytes == 0 {
+                theirs.max_bytes
+            } else {
+                theirs.effective_bytes
+            };
         }
         // What a Primary without a disk showed its clients must be what the other one has; anything else is old.
         let stale = |primary: &VolumeHello, disk: &VolumeHello| {
@@ -596,7 +749,11 @@ impl<P: Payload> Engine<P> {
         if stale(theirs, mine) && self.volumes[v].disk > DiskState::Outdated {
             self.outdate_disk(v, "primary-showed-newer-data");
         }
-        match self.volumes[v].backing.as_mut().filter(|_| theirs.disk == DiskState::Diskless) {
+        match self.volumes[v]
+            .backing
+            .as_mut()
+            .filter(|_| theirs.disk == DiskState::Diskless)
+        {
             Some(backing) => {
                 // The other one has only this disk: what it was told of on an earlier connection becomes durable before it goes on, so
                 // that its next flush covers that too (W4).
@@ -614,8 +771,13 @@ impl<P: Payload> Engine<P> {
     /// Nobody has current data to bring a disk up to date that a Primary attached: unless it holds what the clients last saw, it
     /// cannot be used.
     pub(crate) fn end_attached_anew(&mut self, v: usize) {
-        let Some(claimed) = self.volumes[v].attached_anew.take() else { return };
-        let current = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
+        let Some(claimed) = self.volumes[v].attached_anew.take() else {
+            return;
+        };
+        let current = self.volumes[v]
+            .backing
+            .as_ref()
+            .map(|backing| backing.superblock.current);
         if self.volumes[v].disk != DiskState::Negotiating {
             return;
         }
@@ -630,8 +792,16 @@ impl<P: Payload> Engine<P> {
 
     /// The comparison found nothing newer at the peer: with every peer at hand, old data are the newest that there are.
     fn newest_within_reach(&mut self, v: usize) {
-        let all = self.peers.iter().all(|peer| peer.connection == ConnectionState::Connected);
-        if all && matches!(self.volumes[v].disk, DiskState::Outdated | DiskState::Consistent) {
+        let all = self
+            .peers
+            .iter()
+            .all(|peer| peer.connection == ConnectionState::Connected);
+        if all
+            && matches!(
+                self.volumes[v].disk,
+                DiskState::Outdated | DiskState::Consistent
+            )
+        {
             self.set_disk(v, DiskState::UpToDate, "nothing-newer");
             if let Some(backing) = self.volumes[v].backing.as_mut() {
                 set_disk_flags(&mut backing.superblock.flags, DiskState::UpToDate);
@@ -656,16 +826,29 @@ impl<P: Payload> Engine<P> {
         while text.len() > limits::MAX_TEXT_BYTES {
             text.pop();
         }
-        self.send(p, Message::Goodbye { reason: GoodbyeReason::StandAlone, text });
+        self.send(
+            p,
+            Message::Goodbye {
+                reason: GoodbyeReason::StandAlone,
+                text,
+            },
+        );
         self.drop_session(p, ConnectionState::Disconnecting, rule);
     }
 
-    pub(crate) fn goodbye_received(&mut self, p: usize, reason: GoodbyeReason, text: String) -> Result<(), &'static str> {
+    pub(crate) fn goodbye_received(
+        &mut self,
+        p: usize,
+        reason: GoodbyeReason,
+        text: String,
+    ) -> Result<(), &'static str> {
         let (state, rule) = match reason {
             GoodbyeReason::Disconnect => (ConnectionState::TearDown, "peer-disconnects"),
             GoodbyeReason::StandAlone => (ConnectionState::Disconnecting, "refused-by-peer"),
             GoodbyeReason::Renegotiate => (ConnectionState::TearDown, "peer-renegotiates"),
-            GoodbyeReason::ProtocolError => (ConnectionState::ProtocolError, "refused-as-senseless"),
+            GoodbyeReason::ProtocolError => {
+                (ConnectionState::ProtocolError, "refused-as-senseless")
+            }
         };
         self.decision(Some(p), None, rule, text);
         self.drop_session(p, state, rule);
@@ -686,9 +869,13 @@ impl<P: Payload> Engine<P> {
         // Primary now, or the promotion was given up.
         self.peers[p].granted = None;
         for (number, disk) in disks {
-            let Some(v) = self.volume_index(number) else { continue };
+            let Some(v) = self.volume_index(number) else {
+                continue;
+            };
             let device = &mut self.peers[p].devices[v];
-            if device.replication == ReplicationState::Off || device.disk == disk {
+            // What a disk that is being attached becomes is learned through a handshake of its own.
+            let passing = matches!(disk, DiskState::Attaching | DiskState::Negotiating);
+            if device.replication == ReplicationState::Off || device.disk == disk || passing {
                 continue;
             }
             if disk.has_data() {
@@ -737,7 +924,11 @@ fn agreed_size(mine: &VolumeHello, theirs: &VolumeHello) -> Result<u64, String> 
         (one, other) => one.max(other),
     };
     if agreed > fits {
-        let who = if theirs.max_bytes < agreed { "The peer's disk size is too small!" } else { "This node's disk size is too small!" };
+        let who = if theirs.max_bytes < agreed {
+            "The peer's disk size is too small!"
+        } else {
+            "This node's disk size is too small!"
+        };
         return Err(format!(
             "{who} The volume has {agreed} bytes, the disks offer {} here and {} there",
             mine.max_bytes, theirs.max_bytes

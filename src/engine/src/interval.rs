@@ -57,7 +57,12 @@ pub struct Intervals<T> {
 
 impl<T: Copy> Default for Intervals<T> {
     fn default() -> Self {
-        Intervals { entries: Slab::new(), by_start: BTreeSet::new(), longest: 0, runnable: VecDeque::new() }
+        Intervals {
+            entries: Slab::new(),
+            by_start: BTreeSet::new(),
+            longest: 0,
+            runnable: VecDeque::new(),
+        }
     }
 }
 
@@ -107,7 +112,8 @@ impl<T: Copy> Intervals<T> {
 
     /// True if an entry of this kind overlaps the range.
     pub fn overlaps_kind(&self, range: ByteRange, kind: IntervalKind) -> bool {
-        self.overlapping(range).any(|key| self.entries[key].kind == kind)
+        self.overlapping(range)
+            .any(|key| self.entries[key].kind == kind)
     }
 
     /// The local disk has the write; from now on the entry holds back resync only.
@@ -184,7 +190,10 @@ mod tests {
         let (_, run) = set.insert(range(0, 4096), IntervalKind::Resync, 'r');
         assert!(!run);
         let (_, write_runs) = set.insert(range(512, 512), IntervalKind::Application, 'w');
-        assert!(!write_runs, "a write behind a waiting resync of the block waits for it");
+        assert!(
+            !write_runs,
+            "a write behind a waiting resync of the block waits for it"
+        );
         set.remove(a);
         assert_eq!(set.next_runnable(), Some('r'));
         assert_eq!(set.next_runnable(), None);
@@ -209,6 +218,9 @@ mod tests {
         let (_, second) = set.insert(range(0, 512), IntervalKind::PeerRead, '2');
         assert!(!first && !second);
         set.remove(w);
-        assert_eq!((set.next_runnable(), set.next_runnable()), (Some('1'), Some('2')));
+        assert_eq!(
+            (set.next_runnable(), set.next_runnable()),
+            (Some('1'), Some('2'))
+        );
     }
 }

@@ -17,7 +17,10 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn pump_metadata(&mut self, v: usize) -> bool {
         let between = matches!(
             self.volumes[v].disk,
-            DiskState::Attaching | DiskState::Negotiating | DiskState::Detaching | DiskState::Failed
+            DiskState::Attaching
+                | DiskState::Negotiating
+                | DiskState::Detaching
+                | DiskState::Failed
         );
         if self.volumes[v].metadata_failed || !self.volumes[v].usable() && !between {
             return false;
@@ -25,12 +28,18 @@ impl<P: Payload> Engine<P> {
         let mut progress = false;
         loop {
             let volume = &mut self.volumes[v];
-            let Some(backing) = volume.backing.as_mut() else { return progress };
+            let Some(backing) = volume.backing.as_mut() else {
+                return progress;
+            };
             if backing.writer.is_idle() && !self.start_metadata_job(v) {
                 return progress;
             }
-            let Some(backing) = self.volumes[v].backing.as_mut() else { return progress };
-            let Some(phase) = backing.writer.next_phase() else { return progress };
+            let Some(backing) = self.volumes[v].backing.as_mut() else {
+                return progress;
+            };
+            let Some(phase) = backing.writer.next_phase() else {
+                return progress;
+            };
             progress = true;
             self.carry_out(v, phase);
         }
@@ -41,18 +50,28 @@ impl<P: Payload> Engine<P> {
         // Those whose extents became active, or whose slots were released, need no transaction.
         self.log_committed(v);
         let volume = &mut self.volumes[v];
-        let Some(backing) = volume.backing.as_mut() else { return false };
+        let Some(backing) = volume.backing.as_mut() else {
+            return false;
+        };
         if backing.writer.superblock.wanted > backing.writer.superblock.durable {
             backing.superblock.sequence += 1;
             let block = backing.superblock.encode();
-            let (a, b) = (backing.layout.superblock_offset(CopyName::A), backing.layout.superblock_offset(CopyName::B));
+            let (a, b) = (
+                backing.layout.superblock_offset(CopyName::A),
+                backing.layout.superblock_offset(CopyName::B),
+            );
             backing.writer.start_superblock(a, b, &block);
             return true;
         }
         if backing.writer.bitmap.wanted > backing.writer.bitmap.durable {
             let mut blocks = VecDeque::new();
             for (slot, bitmap) in backing.bitmaps.iter_mut().enumerate() {
-                blocks.extend(bitmap.take_all_dirty().into_iter().map(|block| (slot, block)));
+                blocks.extend(
+                    bitmap
+                        .take_all_dirty()
+                        .into_iter()
+                        .map(|block| (slot, block)),
+                );
             }
             backing.writer.start_bitmap(blocks);
             return true;
@@ -72,7 +91,11 @@ impl<P: Payload> Engine<P> {
                 fits
             })
             .count();
-        let wanted = volume.log_waiters.iter().take(count.max(1)).flat_map(|waiter| waiter.range.extents_touched());
+        let wanted = volume
+            .log_waiters
+            .iter()
+            .take(count.max(1))
+            .flat_map(|waiter| waiter.range.extents_touched());
         let Some(transaction) = backing.log.plan(wanted) else {
             // Every slot is referenced by writes whose epoch is not durable everywhere: close the epochs, so that they retire, and let
             // nobody overtake those that wait.
@@ -88,12 +111,24 @@ impl<P: Payload> Engine<P> {
             for &extent in &transaction.evicted {
                 let first = u64::from(extent) * BLOCKS_PER_EXTENT;
                 let end = bitmap.blocks().min(first + BLOCKS_PER_EXTENT);
-                blocks.extend(bitmap.take_dirty(first.min(end)..end).into_iter().map(|block| (slot, block)));
+                blocks.extend(
+                    bitmap
+                        .take_dirty(first.min(end)..end)
+                        .into_iter()
+                        .map(|block| (slot, block)),
+                );
             }
         }
-        let (index, block) = backing.ring.transaction(&transaction.updates, backing.log.slots());
+        let (index, block) = backing
+            .ring
+            .transaction(&transaction.updates, backing.log.slots());
         let offset = backing.layout.ring_block_offset(index);
-        backing.writer.start_log(!transaction.evicted.is_empty(), blocks, offset, block.to_vec());
+        backing.writer.start_log(
+            !transaction.evicted.is_empty(),
+            blocks,
+            offset,
+            block.to_vec(),
+        );
         true
     }
 
@@ -110,15 +145,27 @@ impl<P: Payload> Engine<P> {
             }
             Phase::Block(offset, bytes) => {
                 let io = self.new_metadata_io(v);
-                self.effect(Effect::MetadataWrite { volume, io, offset, bytes });
+                self.effect(Effect::MetadataWrite {
+                    volume,
+                    io,
+                    offset,
+                    bytes,
+                });
             }
             Phase::Bitmap(blocks) => {
                 for (slot, block) in blocks {
-                    let Some(backing) = self.volumes[v].backing.as_ref() else { return };
+                    let Some(backing) = self.volumes[v].backing.as_ref() else {
+                        return;
+                    };
                     let bytes = backing.bitmaps[slot].encode_block(slot, block).to_vec();
                     let offset = backing.layout.bitmap_block_offset(slot, block);
                     let io = self.new_metadata_io(v);
-                    self.effect(Effect::MetadataWrite { volume, io, offset, bytes });
+                    self.effect(Effect::MetadataWrite {
+                        volume,
+                        io,
+                        offset,
+                        bytes,
+                    });
                 }
             }
             Phase::SuperblockDurable(version) => {
@@ -178,11 +225,17 @@ impl<P: Payload> Engine<P> {
 
     /// Continues what waited for versions that are durable now.
     fn metadata_durable(&mut self, v: usize) {
-        let Some(backing) = self.volumes[v].backing.as_ref() else { return };
-        let (superblock, bitmap) = (backing.writer.superblock.durable, backing.writer.bitmap.durable);
+        let Some(backing) = self.volumes[v].backing.as_ref() else {
+            return;
+        };
+        let (superblock, bitmap) = (
+            backing.writer.superblock.durable,
+            backing.writer.bitmap.durable,
+        );
         let waiters = core::mem::take(&mut self.volumes[v].waiters);
-        let (due, left): (Vec<Waiter>, Vec<Waiter>) =
-            waiters.into_iter().partition(|waiter| waiter.superblock <= superblock && waiter.bitmap <= bitmap);
+        let (due, left): (Vec<Waiter>, Vec<Waiter>) = waiters
+            .into_iter()
+            .partition(|waiter| waiter.superblock <= superblock && waiter.bitmap <= bitmap);
         self.volumes[v].waiters = left;
         for waiter in due {
             self.run_after(v, waiter.then);
@@ -194,7 +247,11 @@ impl<P: Payload> Engine<P> {
             After::Requests => self.update_requests(v),
             After::Ready { peer } => self.send_volume_ready(peer, v),
             After::SourceBitmap { peer } => self.send_source_bitmap(peer, v),
-            After::TargetBitmap { peer, current, history } => self.adopt(peer, v, current, history),
+            After::TargetBitmap {
+                peer,
+                current,
+                history,
+            } => self.adopt(peer, v, current, history),
             After::TargetAdopted { peer } => self.target_adopted(peer, v),
             After::TargetFinished { peer } => self.target_finished(peer, v),
             After::RoleChange => self.role_change_durable(v),
@@ -202,7 +259,14 @@ impl<P: Payload> Engine<P> {
             After::Command(id) => self.command_done(id, Ok(())),
             After::SkippedForPeer { peer, current } => {
                 let volume = self.volumes[v].number;
-                self.send(peer, Message::SkipInitialSyncDone { volume, current, done: true });
+                self.send(
+                    peer,
+                    Message::SkipInitialSyncDone {
+                        volume,
+                        current,
+                        done: true,
+                    },
+                );
             }
             After::MissesTracked { peer } => {
                 let volume = self.volumes[v].number;
@@ -223,7 +287,10 @@ impl<P: Payload> Engine<P> {
     /// The disk failed before the metadata were durable.
     pub(crate) fn after_failed(&mut self, v: usize, then: After) {
         match then {
-            After::Command(id) | After::Invalidated { command: Some(id), .. } => self.command_done(id, Err(Refusal::NoDisk)),
+            After::Command(id)
+            | After::Invalidated {
+                command: Some(id), ..
+            } => self.command_done(id, Err(Refusal::NoDisk)),
             After::RoleChange => self.role_change_durable(v),
             After::Detach => {}
             _ => {}

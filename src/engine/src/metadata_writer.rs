@@ -103,7 +103,13 @@ impl MetadataWriter {
     }
 
     /// Starts an activity-log job.
-    pub fn start_log(&mut self, evicting: bool, bitmap_blocks: VecDeque<(usize, u64)>, ring_offset: u64, ring_block: Vec<u8>) {
+    pub fn start_log(
+        &mut self,
+        evicting: bool,
+        bitmap_blocks: VecDeque<(usize, u64)>,
+        ring_offset: u64,
+        ring_block: Vec<u8>,
+    ) {
         debug_assert!(self.is_idle());
         if evicting {
             self.phases.push_back(Phase::DataFlush);

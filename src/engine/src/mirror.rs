@@ -19,7 +19,10 @@ use crate::wire::{Message, ReadOutcome};
 
 impl<P: Payload> Engine<P> {
     fn check_range(&self, v: usize, range: ByteRange) -> Result<(), &'static str> {
-        let end = range.offset.checked_add(u64::from(range.length)).ok_or("a range beyond the end of the address space")?;
+        let end = range
+            .offset
+            .checked_add(u64::from(range.length))
+            .ok_or("a range beyond the end of the address space")?;
         if range.length == 0 || range.length > limits::MAX_REQUEST_BYTES {
             return Err("an operation of length zero or above the limit");
         }
@@ -38,7 +41,9 @@ impl<P: Payload> Engine<P> {
         range: ByteRange,
         kind: ReceivedKind<P>,
     ) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a write to an unknown volume")?;
+        let v = self
+            .volume_index(number)
+            .ok_or("a write to an unknown volume")?;
         if !self.peers[p].devices[v].accepts {
             return Err("a write to a volume that is not ready for it");
         }
@@ -50,14 +55,25 @@ impl<P: Payload> Engine<P> {
         }
         self.last_application_io = self.now;
         let missed = self.peers[p].devices[v].tracks_misses;
-        if !self.peers[p].receiver.receive(Received { sequence, epoch, volume: v, range, missed, kind }) {
+        if !self.peers[p].receiver.receive(Received {
+            sequence,
+            epoch,
+            volume: v,
+            range,
+            missed,
+            kind,
+        }) {
             return Err("a write out of order or above the agreed number");
         }
         Ok(())
     }
 
     pub(crate) fn barrier_received(&mut self, p: usize, epoch: u64) -> Result<(), &'static str> {
-        if self.peers[p].receiver.barrier(epoch) { Ok(()) } else { Err("a barrier out of order") }
+        if self.peers[p].receiver.barrier(epoch) {
+            Ok(())
+        } else {
+            Err("a barrier out of order")
+        }
     }
 
     pub(crate) fn read_request_received(
@@ -67,10 +83,23 @@ impl<P: Payload> Engine<P> {
         number: VolumeNumber,
         range: ByteRange,
     ) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a read of an unknown volume")?;
+        let v = self
+            .volume_index(number)
+            .ok_or("a read of an unknown volume")?;
         self.check_range(v, range)?;
-        let operation = Received { sequence: id, epoch: 0, volume: v, range, missed: false, kind: ReceivedKind::Read };
-        if self.peers[p].receiver.receive(operation) { Ok(()) } else { Err("more reads than agreed") }
+        let operation = Received {
+            sequence: id,
+            epoch: 0,
+            volume: v,
+            range,
+            missed: false,
+            kind: ReceivedKind::Read,
+        };
+        if self.peers[p].receiver.receive(operation) {
+            Ok(())
+        } else {
+            Err("more reads than agreed")
+        }
     }
 
     /// Carries out what the receivers released. True if there was something.
@@ -86,7 +115,13 @@ impl<P: Payload> Engine<P> {
                         self.receiver_lost_durability(p);
                     } else if self.volumes[v].config.disk_flushes {
                         let number = self.volumes[v].number;
-                        let io = self.new_io(v, IoOwner::EpochFlush { peer: p, session: self.peers[p].receiver_session });
+                        let io = self.new_io(
+                            v,
+                            IoOwner::EpochFlush {
+                                peer: p,
+                                session: self.peers[p].receiver_session,
+                            },
+                        );
                         self.effect(Effect::Flush { volume: number, io });
                         continue;
                     }
@@ -111,8 +146,16 @@ impl<P: Payload> Engine<P> {
             _ => IntervalKind::Replicated,
         };
         let session = self.peers[p].receiver_session;
-        let key = self.peers[p].received.insert(ReceivedOperation { operation, lock: None, logged: false, session });
-        let (lock, free) = self.volumes[v].intervals.insert(range, kind, Owner::Received { peer: p, key });
+        let key = self.peers[p].received.insert(ReceivedOperation {
+            operation,
+            lock: None,
+            logged: false,
+            session,
+        });
+        let (lock, free) =
+            self.volumes[v]
+                .intervals
+                .insert(range, kind, Owner::Received { peer: p, key });
         self.peers[p].received[key].lock = Some(lock);
         if free {
             self.received_unblocked(p, key);
@@ -137,7 +180,14 @@ impl<P: Payload> Engine<P> {
         if matches!(operation.kind, ReceivedKind::Read) && !readable {
             let (operation, current) = self.end_received(p, key);
             if current {
-                self.send(p, Message::ReadReply { id: operation.sequence, outcome: ReadOutcome::Failed, payload: None });
+                self.send(
+                    p,
+                    Message::ReadReply {
+                        id: operation.sequence,
+                        outcome: ReadOutcome::Failed,
+                        payload: None,
+                    },
+                );
             }
             return;
         }
@@ -153,19 +203,37 @@ impl<P: Payload> Engine<P> {
         let effect = match operation.kind {
             ReceivedKind::Write(payload) => {
                 let io = self.new_io(v, IoOwner::ReceivedWrite { peer: p, key });
-                Effect::Write { volume: number, io, range, payload }
+                Effect::Write {
+                    volume: number,
+                    io,
+                    range,
+                    payload,
+                }
             }
             ReceivedKind::Discard => {
                 let io = self.new_io(v, IoOwner::ReceivedWrite { peer: p, key });
-                Effect::Discard { volume: number, io, range }
+                Effect::Discard {
+                    volume: number,
+                    io,
+                    range,
+                }
             }
             ReceivedKind::WriteZeroes { may_unmap } => {
                 let io = self.new_io(v, IoOwner::ReceivedWrite { peer: p, key });
-                Effect::WriteZeroes { volume: number, io, range, may_unmap }
+                Effect::WriteZeroes {
+                    volume: number,
+                    io,
+                    range,
+                    may_unmap,
+                }
             }
             ReceivedKind::Read => {
                 let io = self.new_io(v, IoOwner::ReceivedRead { peer: p, key });
-                Effect::Read { volume: number, io, range }
+                Effect::Read {
+                    volume: number,
+                    io,
+                    range,
+                }
             }
         };
         self.effect(effect);
@@ -173,7 +241,12 @@ impl<P: Payload> Engine<P> {
 
     /// The operation is over: gives back its lock and its extents. Returns it with whether its session still stands.
     fn end_received(&mut self, p: usize, key: usize) -> (Received<P>, bool) {
-        let ReceivedOperation { operation, lock, logged, session } = self.peers[p].received.remove(key);
+        let ReceivedOperation {
+            operation,
+            lock,
+            logged,
+            session,
+        } = self.peers[p].received.remove(key);
         let v = operation.volume;
         if let Some(lock) = lock {
             self.volumes[v].intervals.remove(lock);
@@ -184,10 +257,18 @@ impl<P: Payload> Engine<P> {
             }
         }
         self.peers[p].receiver.ended();
-        (operation, session.is_some() && self.peers[p].session == session)
+        (
+            operation,
+            session.is_some() && self.peers[p].session == session,
+        )
     }
 
-    pub(crate) fn received_write_done(&mut self, p: usize, key: usize, result: Result<(), IoError>) {
+    pub(crate) fn received_write_done(
+        &mut self,
+        p: usize,
+        key: usize,
+        result: Result<(), IoError>,
+    ) {
         let v = self.peers[p].received[key].operation.volume;
         let (operation, current) = self.end_received(p, key);
         match result {
@@ -196,14 +277,24 @@ impl<P: Payload> Engine<P> {
             Err(error) => {
                 if current {
                     self.flush_acknowledgements(p);
-                    self.send(p, Message::Failed { sequence: operation.sequence });
+                    self.send(
+                        p,
+                        Message::Failed {
+                            sequence: operation.sequence,
+                        },
+                    );
                 }
                 self.write_failed(v, error);
             }
         }
     }
 
-    pub(crate) fn received_read_done(&mut self, p: usize, key: usize, result: Result<Option<P>, IoError>) {
+    pub(crate) fn received_read_done(
+        &mut self,
+        p: usize,
+        key: usize,
+        result: Result<Option<P>, IoError>,
+    ) {
         let v = self.peers[p].received[key].operation.volume;
         let (operation, current) = self.end_received(p, key);
         let failed = result.is_err();
@@ -212,14 +303,27 @@ impl<P: Payload> Engine<P> {
                 Ok(Some(payload)) => (ReadOutcome::Data, Some(payload)),
                 _ => (ReadOutcome::Failed, None),
             };
-            self.send(p, Message::ReadReply { id: operation.sequence, outcome, payload });
+            self.send(
+                p,
+                Message::ReadReply {
+                    id: operation.sequence,
+                    outcome,
+                    payload,
+                },
+            );
         }
         if failed {
             self.read_failed(v);
         }
     }
 
-    pub(crate) fn epoch_flush_done(&mut self, v: usize, p: usize, session: Option<SessionId>, result: Result<(), IoError>) {
+    pub(crate) fn epoch_flush_done(
+        &mut self,
+        v: usize,
+        p: usize,
+        session: Option<SessionId>,
+        result: Result<(), IoError>,
+    ) {
         // A flush of an earlier session says nothing about the epochs of this one.
         let same = self.peers[p].receiver_session == session;
         if result.is_err() {

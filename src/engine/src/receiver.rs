@@ -59,7 +59,14 @@ struct Epoch<P> {
 
 impl<P> Epoch<P> {
     fn new(number: u64) -> Self {
-        Epoch { number, waiting: Vec::new(), pending: 0, closed: false, touched: Vec::new(), flushing: 0 }
+        Epoch {
+            number,
+            waiting: Vec::new(),
+            pending: 0,
+            closed: false,
+            touched: Vec::new(),
+            flushing: 0,
+        }
     }
 }
 
@@ -96,7 +103,14 @@ impl<P> Receiver<P> {
     /// The lane of a new connection.
     #[must_use]
     pub fn new() -> Self {
-        Receiver { next_sequence: 1, epochs: VecDeque::new(), next_epoch: 1, open_operations: 0, buffered: 0, steps: VecDeque::new() }
+        Receiver {
+            next_sequence: 1,
+            epochs: VecDeque::new(),
+            next_epoch: 1,
+            open_operations: 0,
+            buffered: 0,
+            steps: VecDeque::new(),
+        }
     }
 
     /// Takes an operation. False if its numbers do not follow, or if the peer sends more than was agreed
@@ -106,7 +120,11 @@ impl<P> Receiver<P> {
             return false;
         }
         let is_read = matches!(operation.kind, ReceivedKind::Read);
-        let number = if is_read { self.newest_epoch() } else { operation.epoch };
+        let number = if is_read {
+            self.newest_epoch()
+        } else {
+            operation.epoch
+        };
         if !is_read {
             if operation.sequence != self.next_sequence || operation.epoch != self.newest_epoch() {
                 return false;
@@ -114,11 +132,17 @@ impl<P> Receiver<P> {
             self.next_sequence += 1;
             self.open_operations += 1;
         }
-        if self.epochs.back().is_none_or(|epoch| epoch.number != number) {
+        if self
+            .epochs
+            .back()
+            .is_none_or(|epoch| epoch.number != number)
+        {
             self.epochs.push_back(Epoch::new(number));
         }
         let first = self.epochs.len() == 1;
-        let Some(epoch) = self.epochs.back_mut() else { return false };
+        let Some(epoch) = self.epochs.back_mut() else {
+            return false;
+        };
         self.buffered += 1;
         if first {
             epoch.pending += 1;
@@ -144,7 +168,11 @@ impl<P> Receiver<P> {
         }
         self.next_epoch += 1;
         self.open_operations = 0;
-        if self.epochs.back().is_none_or(|epoch| epoch.number != number) {
+        if self
+            .epochs
+            .back()
+            .is_none_or(|epoch| epoch.number != number)
+        {
             self.epochs.push_back(Epoch::new(number));
         }
         if let Some(epoch) = self.epochs.back_mut() {
@@ -200,7 +228,9 @@ impl<P> Receiver<P> {
         if let Some(epoch) = self.epochs.front_mut() {
             for operation in core::mem::take(&mut epoch.waiting) {
                 epoch.pending += 1;
-                if !matches!(operation.kind, ReceivedKind::Read) && !epoch.touched.contains(&operation.volume) {
+                if !matches!(operation.kind, ReceivedKind::Read)
+                    && !epoch.touched.contains(&operation.volume)
+                {
                     epoch.touched.push(operation.volume);
                 }
                 self.steps.push_back(Step::Start(operation));
@@ -237,7 +267,14 @@ mod tests {
     use super::*;
 
     fn write(sequence: u64, epoch: u64) -> Received<u8> {
-        Received { sequence, epoch, volume: 0, range: ByteRange::new(sequence * 4096, 4096), missed: false, kind: ReceivedKind::Write(1) }
+        Received {
+            sequence,
+            epoch,
+            volume: 0,
+            range: ByteRange::new(sequence * 4096, 4096),
+            missed: false,
+            kind: ReceivedKind::Write(1),
+        }
     }
 
     #[test]
@@ -247,8 +284,14 @@ mod tests {
         assert!(lane.receive(write(2, 1)));
         assert!(lane.barrier(1));
         assert!(lane.receive(write(3, 2)));
-        assert!(matches!(lane.next_step(), Some(Step::Start(Received { sequence: 1, .. }))));
-        assert!(matches!(lane.next_step(), Some(Step::Start(Received { sequence: 2, .. }))));
+        assert!(matches!(
+            lane.next_step(),
+            Some(Step::Start(Received { sequence: 1, .. }))
+        ));
+        assert!(matches!(
+            lane.next_step(),
+            Some(Step::Start(Received { sequence: 2, .. }))
+        ));
         assert!(lane.next_step().is_none());
         lane.ended();
         assert!(lane.next_step().is_none(), "operation 2 has not ended");
@@ -257,7 +300,10 @@ mod tests {
         assert!(lane.next_step().is_none());
         lane.flushed();
         assert!(matches!(lane.next_step(), Some(Step::Durable { epoch: 1 })));
-        assert!(matches!(lane.next_step(), Some(Step::Start(Received { sequence: 3, .. }))));
+        assert!(matches!(
+            lane.next_step(),
+            Some(Step::Start(Received { sequence: 3, .. }))
+        ));
     }
 
     #[test]

@@ -95,38 +95,76 @@ pub(crate) struct Request<P> {
 
 impl<P> Request<P> {
     fn settled(&self) -> bool {
-        self.sent.iter().all(|sent| sent.progress >= Progress::Settled)
+        self.sent
+            .iter()
+            .all(|sent| sent.progress >= Progress::Settled)
     }
     fn written_everywhere(&self) -> bool {
-        self.sent.iter().all(|sent| sent.progress >= Progress::Written)
+        self.sent
+            .iter()
+            .all(|sent| sent.progress >= Progress::Written)
     }
 }
 
 impl<P: Payload> Engine<P> {
     // ---- entry ----------------------------------------------------------------------------------------------------------------
 
-    pub(crate) fn client_request(&mut self, id: RequestId, number: VolumeNumber, operation: Operation<P>) {
-        let refuse = |engine: &mut Self, error| engine.effect(Effect::Complete { id, result: Err(error) });
-        let Some(v) = self.volume_index(number) else { return refuse(self, ClientError::NotPrimary) };
-        if self.role != Role::Primary || self.role_change.as_ref().is_some_and(|change| change.is_demotion()) {
+    pub(crate) fn client_request(
+        &mut self,
+        id: RequestId,
+        number: VolumeNumber,
+        operation: Operation<P>,
+    ) {
+        let refuse = |engine: &mut Self, error| {
+            engine.effect(Effect::Complete {
+                id,
+                result: Err(error),
+            })
+        };
+        let Some(v) = self.volume_index(number) else {
+            return refuse(self, ClientError::NotPrimary);
+        };
+        if self.role != Role::Primary
+            || self
+                .role_change
+                .as_ref()
+                .is_some_and(|change| change.is_demotion())
+        {
             return refuse(self, ClientError::NotPrimary);
         }
         let (kind, range, fua) = match operation {
             Operation::Read(range) => (Kind::Read, range, false),
-            Operation::Write { range, payload, fua } => (Kind::Write(payload), range, fua),
+            Operation::Write {
+                range,
+                payload,
+                fua,
+            } => (Kind::Write(payload), range, fua),
             Operation::Flush => (Kind::Flush, ByteRange::new(0, 0), false),
             Operation::Discard { range, fua } => (Kind::Discard, range, fua),
-            Operation::WriteZeroes { range, may_unmap, fua } => (Kind::WriteZeroes { may_unmap }, range, fua),
+            Operation::WriteZeroes {
+                range,
+                may_unmap,
+                fua,
+            } => (Kind::WriteZeroes { may_unmap }, range, fua),
         };
         let end = range.offset.checked_add(u64::from(range.length));
-        if end.is_none_or(|end| end > self.volumes[v].size) || range.length > limits::MAX_REQUEST_BYTES {
+        if end.is_none_or(|end| end > self.volumes[v].size)
+            || range.length > limits::MAX_REQUEST_BYTES
+        {
             return refuse(self, ClientError::OutOfRange);
         }
         if let Kind::Write(payload) = &kind {
-            assert_eq!(payload.length(), range.length as usize, "payload and range of a write differ");
+            assert_eq!(
+                payload.length(),
+                range.length as usize,
+                "payload and range of a write differ"
+            );
         }
         if range.length == 0 && !matches!(kind, Kind::Flush) {
-            return self.effect(Effect::Complete { id, result: Ok(None) });
+            return self.effect(Effect::Complete {
+                id,
+                result: Ok(None),
+            });
         }
         self.last_application_io = self.now;
         let is_read = matches!(kind, Kind::Read);
@@ -180,7 +218,9 @@ impl<P: Payload> Engine<P> {
             && self.peers.iter().any(|peer| {
                 peer.shaking_hands()
                     || peer.connection == ConnectionState::Connected
-                        && (peer.devices[v].hold || peer.devices[v].disk == DiskState::UpToDate && !peer.devices[v].peer_accepts)
+                        && (peer.devices[v].hold
+                            || peer.devices[v].disk == DiskState::UpToDate
+                                && !peer.devices[v].peer_accepts)
             })
     }
 
@@ -203,10 +243,16 @@ impl<P: Payload> Engine<P> {
             }
         }
         while !self.volumes[v].held.is_empty() && !self.must_hold(v) {
-            let Some(key) = self.volumes[v].held.pop_front() else { break };
+            let Some(key) = self.volumes[v].held.pop_front() else {
+                break;
+            };
             progress = true;
             let range = self.requests[key].range;
-            let (lock, free) = self.volumes[v].intervals.insert(range, IntervalKind::Application, Owner::Request(key));
+            let (lock, free) = self.volumes[v].intervals.insert(
+                range,
+                IntervalKind::Application,
+                Owner::Request(key),
+            );
             self.requests[key].lock = Some(lock);
             if free {
                 self.enter_log(v, Owner::Request(key), range);
@@ -232,7 +278,9 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn enter_log(&mut self, v: usize, owner: Owner, range: ByteRange) {
         let volume = &mut self.volumes[v];
         if let Some(backing) = volume.backing.as_mut().filter(|_| volume.disk.has_data()) {
-            if volume.log_starving && !volume.log_waiters.is_empty() || !backing.log.acquire(range.extents_touched()) {
+            if volume.log_starving && !volume.log_waiters.is_empty()
+                || !backing.log.acquire(range.extents_touched())
+            {
                 volume.log_waiters.push_back(LogWaiter { owner, range });
                 return;
             }
@@ -258,7 +306,9 @@ impl<P: Payload> Engine<P> {
                 self.peers[peer].received[key].logged = logged;
                 self.start_received(peer, key);
             }
-            Owner::ResyncRead { .. } | Owner::ResyncWrite { .. } => unreachable!("resync does not enter the activity log"),
+            Owner::ResyncRead { .. } | Owner::ResyncWrite { .. } => {
+                unreachable!("resync does not enter the activity log")
+            }
         }
     }
 
@@ -266,27 +316,57 @@ impl<P: Payload> Engine<P> {
 
     fn submit_write(&mut self, key: usize) {
         let request = &self.requests[key];
-        let (v, range, fua, kind) = (request.volume, request.range, request.fua, request.kind.clone());
+        let (v, range, fua, kind) = (
+            request.volume,
+            request.range,
+            request.fua,
+            request.kind.clone(),
+        );
         let number = self.volumes[v].number;
         self.requests[key].stage = Stage::Running;
         let mut misses = false;
         for p in 0..self.peers.len() {
             // Without a disk here only a peer with good data takes the write: nobody else could tell what it misses.
-            if self.peers[p].devices[v].mirrors() && (self.volumes[v].usable() || self.serves(p, v)) {
-                if self.peers[p].log.must_close_epoch(self.peers[p].config.max_epoch_size) {
+            if self.peers[p].devices[v].mirrors() && (self.volumes[v].usable() || self.serves(p, v))
+            {
+                if self.peers[p]
+                    .log
+                    .must_close_epoch(self.peers[p].config.max_epoch_size)
+                {
                     self.close_epoch(p);
                 }
-                let payload_bytes = if matches!(kind, Kind::Write(_)) { range.length } else { 0 };
+                let payload_bytes = if matches!(kind, Kind::Write(_)) {
+                    range.length
+                } else {
+                    0
+                };
                 let (sequence, epoch) = self.peers[p].log.push(v, range, payload_bytes, key);
-                self.requests[key].sent.push(SentTo { peer: p, epoch, progress: Progress::Sent });
+                self.requests[key].sent.push(SentTo {
+                    peer: p,
+                    epoch,
+                    progress: Progress::Sent,
+                });
                 let message = match &kind {
-                    Kind::Write(payload) => {
-                        Message::Write { sequence, epoch, volume: number, range, payload: payload.clone() }
-                    }
-                    Kind::Discard => Message::Discard { sequence, epoch, volume: number, range },
-                    Kind::WriteZeroes { may_unmap } => {
-                        Message::WriteZeroes { sequence, epoch, volume: number, range, may_unmap: *may_unmap }
-                    }
+                    Kind::Write(payload) => Message::Write {
+                        sequence,
+                        epoch,
+                        volume: number,
+                        range,
+                        payload: payload.clone(),
+                    },
+                    Kind::Discard => Message::Discard {
+                        sequence,
+                        epoch,
+                        volume: number,
+                        range,
+                    },
+                    Kind::WriteZeroes { may_unmap } => Message::WriteZeroes {
+                        sequence,
+                        epoch,
+                        volume: number,
+                        range,
+                        may_unmap: *may_unmap,
+                    },
                     Kind::Read | Kind::Flush => unreachable!("only writes are submitted here"),
                 };
                 self.send(p, message);
@@ -314,9 +394,23 @@ impl<P: Payload> Engine<P> {
         if self.volumes[v].usable() {
             let io = self.new_io(v, IoOwner::RequestWrite(key));
             self.effect(match kind {
-                Kind::Write(payload) => Effect::Write { volume: number, io, range, payload },
-                Kind::Discard => Effect::Discard { volume: number, io, range },
-                Kind::WriteZeroes { may_unmap } => Effect::WriteZeroes { volume: number, io, range, may_unmap },
+                Kind::Write(payload) => Effect::Write {
+                    volume: number,
+                    io,
+                    range,
+                    payload,
+                },
+                Kind::Discard => Effect::Discard {
+                    volume: number,
+                    io,
+                    range,
+                },
+                Kind::WriteZeroes { may_unmap } => Effect::WriteZeroes {
+                    volume: number,
+                    io,
+                    range,
+                    may_unmap,
+                },
                 Kind::Read | Kind::Flush => unreachable!("only writes are submitted here"),
             });
         } else {
@@ -347,14 +441,18 @@ impl<P: Payload> Engine<P> {
             if self.peers[p].devices[v].mirrors() {
                 self.close_epoch(p);
                 let epoch = self.peers[p].log.last_epoch_with_entries();
-                let remote = self.peers[p].config.protocol == Protocol::C || !self.volumes[v].usable();
+                let remote =
+                    self.peers[p].config.protocol == Protocol::C || !self.volumes[v].usable();
                 if remote && epoch > self.peers[p].log.durable_epoch() {
                     self.requests[key].barriers.push((p, epoch));
                     self.peers[p].barrier_waiters.push((key, epoch));
                 }
             } else {
                 // A flush that is answered alone vouches for writes that the peer may miss.
-                misses |= self.volumes[v].backing.as_ref().is_some_and(|backing| backing.bits(node) > 0);
+                misses |= self.volumes[v]
+                    .backing
+                    .as_ref()
+                    .is_some_and(|backing| backing.bits(node) > 0);
             }
         }
         if misses {
@@ -425,12 +523,25 @@ impl<P: Payload> Engine<P> {
         let flush = matches!(self.requests[key].kind, Kind::Flush);
         self.requests[key].local_durable = true;
         for p in 0..self.peers.len() {
-            if !self.peers[p].devices[v].mirrors() || self.requests[key].barriers.iter().any(|&(peer, _)| peer == p) {
+            if !self.peers[p].devices[v].mirrors()
+                || self.requests[key]
+                    .barriers
+                    .iter()
+                    .any(|&(peer, _)| peer == p)
+            {
                 continue;
             }
             self.close_epoch(p);
-            let sent = self.requests[key].sent.iter().find(|sent| sent.peer == p).map(|sent| sent.epoch);
-            let epoch = if flush { self.peers[p].log.last_epoch_with_entries() } else { sent.unwrap_or(0) };
+            let sent = self.requests[key]
+                .sent
+                .iter()
+                .find(|sent| sent.peer == p)
+                .map(|sent| sent.epoch);
+            let epoch = if flush {
+                self.peers[p].log.last_epoch_with_entries()
+            } else {
+                sent.unwrap_or(0)
+            };
             if epoch > self.peers[p].log.durable_epoch() {
                 self.requests[key].barriers.push((p, epoch));
                 self.peers[p].barrier_waiters.push((key, epoch));
@@ -452,7 +563,9 @@ impl<P: Payload> Engine<P> {
             }
         }
         // Giving up the disk may have ended the request.
-        let Some(request) = self.requests.get(key) else { return };
+        let Some(request) = self.requests.get(key) else {
+            return;
+        };
         if request.fua && !request.local_durable {
             if request.local == Local::Done && self.volumes[v].usable() {
                 self.join_flush(v, key);
@@ -465,7 +578,10 @@ impl<P: Payload> Engine<P> {
 
     pub(crate) fn received_ack(&mut self, p: usize, through: u64) -> Result<(), &'static str> {
         let mut touched = Vec::new();
-        if !self.peers[p].log.received(through, |request| touched.push(request)) {
+        if !self.peers[p]
+            .log
+            .received(through, |request| touched.push(request))
+        {
             return Err("receipt of an operation that was never sent");
         }
         for key in touched {
@@ -474,7 +590,12 @@ impl<P: Payload> Engine<P> {
         Ok(())
     }
 
-    pub(crate) fn written_ack(&mut self, p: usize, first: u64, count: u32) -> Result<(), &'static str> {
+    pub(crate) fn written_ack(
+        &mut self,
+        p: usize,
+        first: u64,
+        count: u32,
+    ) -> Result<(), &'static str> {
         if count as usize > limits::MAX_BUFFERED_OPERATIONS {
             return Err("more acknowledgements than operations");
         }
@@ -514,7 +635,10 @@ impl<P: Payload> Engine<P> {
 
     pub(crate) fn barrier_ack(&mut self, p: usize, epoch: u64) -> Result<(), &'static str> {
         let mut retired = Vec::new();
-        if !self.peers[p].log.barrier_acked(epoch, |entry| retired.push(entry)) {
+        if !self.peers[p]
+            .log
+            .barrier_acked(epoch, |entry| retired.push(entry))
+        {
             return Err("acknowledgement of a barrier that is not under way");
         }
         for entry in retired {
@@ -529,10 +653,13 @@ impl<P: Payload> Engine<P> {
     /// Requests that wait for an epoch selected by `over` need not wait for this peer any more.
     pub(crate) fn wake_barrier_waiters(&mut self, p: usize, over: impl Fn(u64) -> bool) {
         let waiters = core::mem::take(&mut self.peers[p].barrier_waiters);
-        let (woken, left): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|&(_, epoch)| over(epoch));
+        let (woken, left): (Vec<_>, Vec<_>) =
+            waiters.into_iter().partition(|&(_, epoch)| over(epoch));
         self.peers[p].barrier_waiters = left;
         for (key, _) in woken {
-            self.requests[key].barriers.retain(|&(peer, epoch)| peer != p || !over(epoch));
+            self.requests[key]
+                .barriers
+                .retain(|&(peer, epoch)| peer != p || !over(epoch));
             self.update_request(key);
         }
     }
@@ -541,10 +668,13 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn note_progress(&mut self, p: usize) {
         let now = self.now;
         let peer = &mut self.peers[p];
-        peer.stalled = peer.log.oldest_unwritten().map(|oldest| match peer.stalled {
-            Some((sequence, since)) if sequence == oldest => (sequence, since),
-            _ => (oldest, now),
-        });
+        peer.stalled = peer
+            .log
+            .oldest_unwritten()
+            .map(|oldest| match peer.stalled {
+                Some((sequence, since)) if sequence == oldest => (sequence, since),
+                _ => (oldest, now),
+            });
     }
 
     fn request_progress(&mut self, key: usize, p: usize, progress: Progress) {
@@ -562,7 +692,8 @@ impl<P: Payload> Engine<P> {
     /// True if the request may be completed to its client now (W1–W4, W8).
     fn may_complete(&self, request: &Request<P>) -> bool {
         let volume = &self.volumes[request.volume];
-        if request.local == Local::Pending || !request.local_durable || !request.barriers.is_empty() {
+        if request.local == Local::Pending || !request.local_durable || !request.barriers.is_empty()
+        {
             return false;
         }
         if let Some(backing) = &volume.backing {
@@ -586,10 +717,15 @@ impl<P: Payload> Engine<P> {
         }
         // Without good data here a peer must really have it, and must have noted if this node misses it (W9). If no peer can have
         // it any more, the request ends with an error.
-        let copies: Vec<usize> = (0..self.peers.len()).filter(|&p| self.has_good_data(p, request.volume)).collect();
+        let copies: Vec<usize> = (0..self.peers.len())
+            .filter(|&p| self.has_good_data(p, request.volume))
+            .collect();
         let can = copies.iter().any(|&p| {
             matches!(request.kind, Kind::Flush)
-                || request.sent.iter().any(|sent| sent.peer == p && sent.progress != Progress::Lost)
+                || request
+                    .sent
+                    .iter()
+                    .any(|sent| sent.peer == p && sent.progress != Progress::Lost)
         });
         !can || copies.iter().any(|&p| self.good_at(request, p))
     }
@@ -602,7 +738,9 @@ impl<P: Payload> Engine<P> {
     /// True if the peer is within reach and its data are good.
     fn has_good_data(&self, p: usize, v: usize) -> bool {
         let (peer, device) = (&self.peers[p], &self.peers[p].devices[v]);
-        peer.connection == ConnectionState::Connected && device.peer_accepts && device.disk == DiskState::UpToDate
+        peer.connection == ConnectionState::Connected
+            && device.peer_accepts
+            && device.disk == DiskState::UpToDate
     }
 
     /// True if the peer's data are good and it takes this node's writes.
@@ -613,12 +751,12 @@ impl<P: Payload> Engine<P> {
 
     /// True if the peer has the request's effect, and has noted it if this node misses it.
     fn good_at(&self, request: &Request<P>, p: usize) -> bool {
-        let noted = request.local == Local::Done || self.peers[p].devices[request.volume].misses_tracked;
+        let noted =
+            request.local == Local::Done || self.peers[p].devices[request.volume].misses_tracked;
         let there = matches!(request.kind, Kind::Flush)
-            || request
-                .sent
-                .iter()
-                .any(|sent| sent.peer == p && matches!(sent.progress, Progress::Written | Progress::Settled));
+            || request.sent.iter().any(|sent| {
+                sent.peer == p && matches!(sent.progress, Progress::Written | Progress::Settled)
+            });
         noted && there && self.has_good_data(p, request.volume)
     }
 
@@ -635,7 +773,9 @@ impl<P: Payload> Engine<P> {
 
     /// Carries out whatever the state of the request allows.
     pub(crate) fn update_request(&mut self, key: usize) {
-        let Some(request) = self.requests.get(key) else { return };
+        let Some(request) = self.requests.get(key) else {
+            return;
+        };
         if request.stage != Stage::Running || matches!(request.kind, Kind::Read) {
             return;
         }
@@ -645,7 +785,11 @@ impl<P: Payload> Engine<P> {
             let id = request.id;
             self.requests[key].completed = true;
             for index in 0..self.requests[key].sent.len() {
-                let SentTo { peer, epoch, progress } = self.requests[key].sent[index];
+                let SentTo {
+                    peer,
+                    epoch,
+                    progress,
+                } = self.requests[key].sent[index];
                 if progress < Progress::Settled {
                     self.peers[peer].log.completed(epoch);
                 }
@@ -678,8 +822,12 @@ impl<P: Payload> Engine<P> {
 
     /// Looks at every running request of the volume again.
     pub(crate) fn update_requests(&mut self, v: usize) {
-        let keys: Vec<usize> =
-            self.requests.iter().filter(|(_, request)| request.volume == v).map(|(key, _)| key).collect();
+        let keys: Vec<usize> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.volume == v)
+            .map(|(key, _)| key)
+            .collect();
         for key in keys {
             self.update_request(key);
         }
@@ -729,7 +877,10 @@ impl<P: Payload> Engine<P> {
             self.volumes[v].held_for_data.push_back(key);
         } else {
             let id = self.requests.remove(key).id;
-            self.effect(Effect::Complete { id, result: Err(ClientError::Io) });
+            self.effect(Effect::Complete {
+                id,
+                result: Err(ClientError::Io),
+            });
         }
     }
 
@@ -737,12 +888,20 @@ impl<P: Payload> Engine<P> {
         match result {
             Ok(payload) => {
                 let id = self.requests.remove(key).id;
-                self.effect(Effect::Complete { id, result: Ok(payload) });
+                self.effect(Effect::Complete {
+                    id,
+                    result: Ok(payload),
+                });
             }
             Err(error) => {
                 let v = self.requests[key].volume;
                 self.requests[key].local_error = Some(error);
-                self.decision(None, Some(v), "read-error", String::from("a read from the local disk failed; trying a peer"));
+                self.decision(
+                    None,
+                    Some(v),
+                    "read-error",
+                    String::from("a read from the local disk failed; trying a peer"),
+                );
                 self.read_failed(v);
                 self.start_read(key);
             }
@@ -756,16 +915,26 @@ impl<P: Payload> Engine<P> {
         outcome: ReadOutcome,
         payload: Option<P>,
     ) -> Result<(), &'static str> {
-        let Some(key) = self.peers[p].reads.remove(&id) else { return Err("answer to a read that was never asked") };
+        let Some(key) = self.peers[p].reads.remove(&id) else {
+            return Err("answer to a read that was never asked");
+        };
         match (outcome, payload) {
-            (ReadOutcome::Data, Some(payload)) if payload.length() == self.requests[key].range.length as usize => {
+            (ReadOutcome::Data, Some(payload))
+                if payload.length() == self.requests[key].range.length as usize =>
+            {
                 let request = self.requests.remove(key);
-                self.effect(Effect::Complete { id: request.id, result: Ok(Some(payload)) });
+                self.effect(Effect::Complete {
+                    id: request.id,
+                    result: Ok(Some(payload)),
+                });
                 Ok(())
             }
             (ReadOutcome::Failed, _) => {
                 let request = self.requests.remove(key);
-                self.effect(Effect::Complete { id: request.id, result: Err(ClientError::Io) });
+                self.effect(Effect::Complete {
+                    id: request.id,
+                    result: Err(ClientError::Io),
+                });
                 Ok(())
             }
             _ => {

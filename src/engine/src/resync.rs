@@ -39,7 +39,8 @@ impl<P: Payload> Engine<P> {
             if let Some(slot) = backing.slot(node).filter(|_| with_bits) {
                 let mut from = Some(0);
                 while let Some(start) = from {
-                    let (runs, next) = backing.bitmaps[slot].encode_runs(start, limits::BITMAP_PART_BYTES);
+                    let (runs, next) =
+                        backing.bitmaps[slot].encode_runs(start, limits::BITMAP_PART_BYTES);
                     parts.push(runs);
                     from = next;
                 }
@@ -50,22 +51,47 @@ impl<P: Payload> Engine<P> {
         }
         let count = parts.len();
         for (index, runs) in parts.into_iter().enumerate() {
-            self.send(p, Message::BitmapRuns { volume, runs, last: index + 1 == count });
+            self.send(
+                p,
+                Message::BitmapRuns {
+                    volume,
+                    runs,
+                    last: index + 1 == count,
+                },
+            );
         }
     }
 
-    pub(crate) fn bitmap_received(&mut self, p: usize, number: VolumeNumber, runs: &[u8], last: bool) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a bitmap of an unknown volume")?;
+    pub(crate) fn bitmap_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+        runs: &[u8],
+        last: bool,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(number)
+            .ok_or("a bitmap of an unknown volume")?;
         let state = self.peers[p].devices[v].replication;
-        if !matches!(state, ReplicationState::WFBitMapS | ReplicationState::WFBitMapT) {
+        if !matches!(
+            state,
+            ReplicationState::WFBitMapS | ReplicationState::WFBitMapT
+        ) {
             return Err("a bitmap outside of a bitmap exchange");
         }
         let node = self.peers[p].config.node_id;
-        let backing = self.volumes[v].backing.as_mut().ok_or("a bitmap for a volume without a disk")?;
-        let slot = backing.slot(node).ok_or("a bitmap from a peer without a bitmap slot")?;
+        let backing = self.volumes[v]
+            .backing
+            .as_mut()
+            .ok_or("a bitmap for a volume without a disk")?;
+        let slot = backing
+            .slot(node)
+            .ok_or("a bitmap from a peer without a bitmap slot")?;
         self.peers[p].settle_deadline = None;
         if !runs.is_empty() {
-            let ranges = backing.bitmaps[slot].decode_runs(runs).map_err(|_| "an undecodable bitmap")?;
+            let ranges = backing.bitmaps[slot]
+                .decode_runs(runs)
+                .map_err(|_| "an undecodable bitmap")?;
             for range in ranges {
                 backing.bitmaps[slot].set(range);
             }
@@ -83,11 +109,23 @@ impl<P: Payload> Engine<P> {
     /// Source: the OR-ed bitmap is durable here.
     pub(crate) fn send_source_bitmap(&mut self, p: usize, v: usize) {
         self.send_bitmap(p, v, true);
-        let Some(backing) = self.volumes[v].backing.as_ref() else { return };
-        let (current, history) = (backing.superblock.current, backing.superblock.history.clone());
+        let Some(backing) = self.volumes[v].backing.as_ref() else {
+            return;
+        };
+        let (current, history) = (
+            backing.superblock.current,
+            backing.superblock.history.clone(),
+        );
         let volume = self.volumes[v].number;
         self.peers[p].devices[v].accepts = true;
-        self.send(p, Message::ResyncBegin { volume, current, history });
+        self.send(
+            p,
+            Message::ResyncBegin {
+                volume,
+                current,
+                history,
+            },
+        );
     }
 
     pub(crate) fn resync_begin_received(
@@ -97,7 +135,9 @@ impl<P: Payload> Engine<P> {
         current: Generation,
         history: Vec<Generation>,
     ) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
+        let v = self
+            .volume_index(number)
+            .ok_or("a resync of an unknown volume")?;
         if self.peers[p].devices[v].replication != ReplicationState::WFBitMapT {
             return Err("a resync that was not agreed on");
         }
@@ -105,17 +145,37 @@ impl<P: Payload> Engine<P> {
             return Err("a resync without a generation");
         }
         let volume = &mut self.volumes[v];
-        let version = volume.backing.as_mut().map_or(0, |backing| backing.writer.want_bitmap());
-        volume.after(0, version, Some(p), After::TargetBitmap { peer: p, current, history });
+        let version = volume
+            .backing
+            .as_mut()
+            .map_or(0, |backing| backing.writer.want_bitmap());
+        volume.after(
+            0,
+            version,
+            Some(p),
+            After::TargetBitmap {
+                peer: p,
+                current,
+                history,
+            },
+        );
         Ok(())
     }
 
     /// Target: the OR-ed bitmap is durable here: becomes Inconsistent under the source's generation.
-    pub(crate) fn adopt(&mut self, p: usize, v: usize, current: Generation, history: Vec<Generation>) {
+    pub(crate) fn adopt(
+        &mut self,
+        p: usize,
+        v: usize,
+        current: Generation,
+        history: Vec<Generation>,
+    ) {
         let node = self.peers[p].config.node_id;
         self.set_disk(v, DiskState::Inconsistent, "resync-target");
         let volume = &mut self.volumes[v];
-        let Some(backing) = volume.backing.as_mut() else { return };
+        let Some(backing) = volume.backing.as_mut() else {
+            return;
+        };
         let source = Identifiers::from_parts(current, [], history);
         let mut identifiers = backing.identifiers();
         identifiers.adopt(&source, node);
@@ -137,18 +197,34 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn target_adopted(&mut self, p: usize, v: usize) {
         let number = self.volumes[v].number;
         let node = self.peers[p].config.node_id;
-        let total = self.volumes[v].backing.as_ref().map_or(0, |backing| backing.bits(node));
+        let total = self.volumes[v]
+            .backing
+            .as_ref()
+            .map_or(0, |backing| backing.bits(node));
         let now = self.now;
         let device = &mut self.peers[p].devices[v];
         let paused = device.paused_here || device.paused_there;
         if let Some(target) = &mut device.target {
-            target.progress = Progress { total_blocks: total, started: now, copied_blocks: 0 };
+            target.progress = Progress {
+                total_blocks: total,
+                started: now,
+                copied_blocks: 0,
+            };
         }
         device.accepts = true;
         device.peer_accepts = true;
         device.hold = false;
         self.volumes[v].attached_anew = None;
-        self.set_replication(p, v, if paused { ReplicationState::PausedSyncT } else { ReplicationState::SyncTarget }, "resync");
+        self.set_replication(
+            p,
+            v,
+            if paused {
+                ReplicationState::PausedSyncT
+            } else {
+                ReplicationState::SyncTarget
+            },
+            "resync",
+        );
         if self.role == crate::state::Role::Primary {
             self.send(p, Message::DiskBack { volume: number });
         }
@@ -157,8 +233,14 @@ impl<P: Payload> Engine<P> {
 
     // ---- source -------------------------------------------------------------------------------------------------------------------
 
-    pub(crate) fn resync_ready_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
+    pub(crate) fn resync_ready_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(number)
+            .ok_or("a resync of an unknown volume")?;
         if self.peers[p].devices[v].replication != ReplicationState::WFBitMapS {
             return Err("a target that is ready for a resync that was not agreed on");
         }
@@ -182,11 +264,28 @@ impl<P: Payload> Engine<P> {
         device.disk = DiskState::Inconsistent;
         device.peer_accepts = true;
         device.hold = false;
-        let progress = Progress { total_blocks: total, started: now, copied_blocks: 0 };
+        let progress = Progress {
+            total_blocks: total,
+            started: now,
+            copied_blocks: 0,
+        };
         let next_id = device.last_resync_id;
-        device.source = Some(Box::new(ResyncSource { progress, next_id, ..ResyncSource::default() }));
+        device.source = Some(Box::new(ResyncSource {
+            progress,
+            next_id,
+            ..ResyncSource::default()
+        }));
         let paused = device.paused_here || device.paused_there;
-        self.set_replication(p, v, if paused { ReplicationState::PausedSyncS } else { ReplicationState::SyncSource }, "resync");
+        self.set_replication(
+            p,
+            v,
+            if paused {
+                ReplicationState::PausedSyncS
+            } else {
+                ReplicationState::SyncSource
+            },
+            "resync",
+        );
         Ok(())
     }
 
@@ -205,12 +304,22 @@ impl<P: Payload> Engine<P> {
         let node = self.peers[p].config.node_id;
         let busy = self.now.since(self.last_application_io) < limits::APPLICATION_BUSY_MS;
         let full = self.peers[p].config.resync_window_bytes;
-        let window = if busy { limits::RESYNC_BUSY_WINDOW_BYTES.min(full) } else { full };
+        let window = if busy {
+            limits::RESYNC_BUSY_WINDOW_BYTES.min(full)
+        } else {
+            full
+        };
         let mut progress = false;
         loop {
-            let Some(backing) = self.volumes[v].backing.as_ref() else { return progress };
-            let Some(slot) = backing.slot(node) else { return progress };
-            let Some(source) = self.peers[p].devices[v].source.as_mut() else { return progress };
+            let Some(backing) = self.volumes[v].backing.as_ref() else {
+                return progress;
+            };
+            let Some(slot) = backing.slot(node) else {
+                return progress;
+            };
+            let Some(source) = self.peers[p].devices[v].source.as_mut() else {
+                return progress;
+            };
             if source.finishing {
                 return progress;
             }
@@ -229,7 +338,9 @@ impl<P: Payload> Engine<P> {
             };
             source.cursor = blocks.end;
             let offset = blocks.start * BLOCK_BYTES;
-            let length = (blocks.end * BLOCK_BYTES).min(self.volumes[v].size).saturating_sub(offset);
+            let length = (blocks.end * BLOCK_BYTES)
+                .min(self.volumes[v].size)
+                .saturating_sub(offset);
             if length == 0 {
                 continue;
             }
@@ -238,9 +349,19 @@ impl<P: Payload> Engine<P> {
             let id = source.next_id;
             source.in_flight_bytes += length;
             let owner = Owner::ResyncRead { peer: p, id };
-            let (lock, free) = self.volumes[v].intervals.insert(range, IntervalKind::Resync, owner);
+            let (lock, free) = self.volumes[v]
+                .intervals
+                .insert(range, IntervalKind::Resync, owner);
             if let Some(source) = self.peers[p].devices[v].source.as_mut() {
-                source.operations.insert(id, SourceOperation { range, blocks, lock, sent: false });
+                source.operations.insert(
+                    id,
+                    SourceOperation {
+                        range,
+                        blocks,
+                        lock,
+                        sent: false,
+                    },
+                );
             }
             if free {
                 self.resync_read_unblocked(v, p, id);
@@ -252,8 +373,13 @@ impl<P: Payload> Engine<P> {
     /// The cursor reached the end: flush, go round again for what was put off, or finish. True if something was done.
     fn end_of_pass(&mut self, p: usize, v: usize) -> bool {
         let node = self.peers[p].config.node_id;
-        let bits = self.volumes[v].backing.as_ref().map_or(0, |backing| backing.bits(node));
-        let Some(source) = self.peers[p].devices[v].source.as_mut() else { return false };
+        let bits = self.volumes[v]
+            .backing
+            .as_ref()
+            .map_or(0, |backing| backing.bits(node));
+        let Some(source) = self.peers[p].devices[v].source.as_mut() else {
+            return false;
+        };
         if !source.operations.is_empty() || source.flushing.is_some() {
             return false;
         }
@@ -268,10 +394,9 @@ impl<P: Payload> Engine<P> {
             return !from_start;
         }
         // The target goes on as an equal from there: that nothing older is tracked for it any more must be durable here first.
-        let recorded = self.volumes[v]
-            .backing
-            .as_ref()
-            .is_some_and(|backing| backing.writer.superblock.wanted == backing.writer.superblock.durable);
+        let recorded = self.volumes[v].backing.as_ref().is_some_and(|backing| {
+            backing.writer.superblock.wanted == backing.writer.superblock.durable
+        });
         if !recorded {
             return false;
         }
@@ -283,7 +408,9 @@ impl<P: Payload> Engine<P> {
 
     fn ask_for_flush(&mut self, p: usize, v: usize) {
         let volume = self.volumes[v].number;
-        let Some(source) = self.peers[p].devices[v].source.as_mut() else { return };
+        let Some(source) = self.peers[p].devices[v].source.as_mut() else {
+            return;
+        };
         source.next_id += 1;
         let id = source.next_id;
         source.flushing = Some((id, core::mem::take(&mut source.unflushed)));
@@ -292,19 +419,39 @@ impl<P: Payload> Engine<P> {
     }
 
     pub(crate) fn resync_read_unblocked(&mut self, v: usize, p: usize, id: u64) {
-        let Some(session) = self.peers[p].session else { return };
-        let Some(source) = self.peers[p].devices[v].source.as_ref() else { return };
-        let Some(operation) = source.operations.get(&id) else { return };
+        let Some(session) = self.peers[p].session else {
+            return;
+        };
+        let Some(source) = self.peers[p].devices[v].source.as_ref() else {
+            return;
+        };
+        let Some(operation) = source.operations.get(&id) else {
+            return;
+        };
         let range = operation.range;
         if !self.volumes[v].usable() {
             return;
         }
         let volume = self.volumes[v].number;
-        let io = self.new_io(v, IoOwner::ResyncRead { peer: p, session, id });
+        let io = self.new_io(
+            v,
+            IoOwner::ResyncRead {
+                peer: p,
+                session,
+                id,
+            },
+        );
         self.effect(Effect::Read { volume, io, range });
     }
 
-    pub(crate) fn resync_read_done(&mut self, v: usize, p: usize, session: SessionId, id: u64, result: Result<Option<P>, IoError>) {
+    pub(crate) fn resync_read_done(
+        &mut self,
+        v: usize,
+        p: usize,
+        session: SessionId,
+        id: u64,
+        result: Result<Option<P>, IoError>,
+    ) {
         let payload = match result {
             Ok(Some(payload)) => payload,
             _ => {
@@ -316,14 +463,23 @@ impl<P: Payload> Engine<P> {
             return;
         }
         let volume = self.volumes[v].number;
-        let Some(source) = self.peers[p].devices[v].source.as_mut() else { return };
-        let Some(operation) = source.operations.get_mut(&id) else { return };
+        let Some(source) = self.peers[p].devices[v].source.as_mut() else {
+            return;
+        };
+        let Some(operation) = source.operations.get_mut(&id) else {
+            return;
+        };
         operation.sent = true;
         let range = operation.range;
         let message = if payload.is_zero() {
             Message::ResyncZeroes { id, volume, range }
         } else {
-            Message::ResyncData { id, volume, range, payload }
+            Message::ResyncData {
+                id,
+                volume,
+                range,
+                payload,
+            }
         };
         self.send(p, message);
     }
@@ -335,14 +491,28 @@ impl<P: Payload> Engine<P> {
         id: u64,
         outcome: ResyncOutcome,
     ) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
+        let v = self
+            .volume_index(number)
+            .ok_or("a resync of an unknown volume")?;
         // None: on its way when the resync was stopped, because a disk was lost.
-        let Some(source) = self.peers[p].devices[v].source.as_mut() else { return Ok(()) };
-        if !source.operations.get(&id).is_some_and(|operation| operation.sent) {
+        let Some(source) = self.peers[p].devices[v].source.as_mut() else {
+            return Ok(());
+        };
+        if !source
+            .operations
+            .get(&id)
+            .is_some_and(|operation| operation.sent)
+        {
             // Of a resync that was stopped earlier on this session.
-            return if id <= source.next_id { Ok(()) } else { Err("an acknowledgement of resync data that was never sent") };
+            return if id <= source.next_id {
+                Ok(())
+            } else {
+                Err("an acknowledgement of resync data that was never sent")
+            };
         }
-        let Some(operation) = source.operations.remove(&id) else { return Ok(()) };
+        let Some(operation) = source.operations.remove(&id) else {
+            return Ok(());
+        };
         source.in_flight_bytes -= u64::from(operation.range.length);
         if outcome == ResyncOutcome::Written {
             source.progress.copied_blocks += operation.blocks.end - operation.blocks.start;
@@ -356,10 +526,19 @@ impl<P: Payload> Engine<P> {
         Ok(())
     }
 
-    pub(crate) fn resync_flushed_received(&mut self, p: usize, number: VolumeNumber, id: u64) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
+    pub(crate) fn resync_flushed_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+        id: u64,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(number)
+            .ok_or("a resync of an unknown volume")?;
         let node = self.peers[p].config.node_id;
-        let Some(source) = self.peers[p].devices[v].source.as_mut() else { return Ok(()) };
+        let Some(source) = self.peers[p].devices[v].source.as_mut() else {
+            return Ok(());
+        };
         match source.flushing.take() {
             Some((asked, blocks)) if asked == id => {
                 if let Some(backing) = self.volumes[v].backing.as_mut() {
@@ -374,16 +553,28 @@ impl<P: Payload> Engine<P> {
             }
             other => {
                 source.flushing = other;
-                if id <= source.next_id { Ok(()) } else { Err("an answer to a flush that was never asked") }
+                if id <= source.next_id {
+                    Ok(())
+                } else {
+                    Err("an answer to a flush that was never asked")
+                }
             }
         }
     }
 
-    pub(crate) fn resync_finished_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
+    pub(crate) fn resync_finished_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(number)
+            .ok_or("a resync of an unknown volume")?;
         match &self.peers[p].devices[v].source {
             None => return Ok(()),
-            Some(source) if !source.finishing => return Err("the end of a resync that is not ending"),
+            Some(source) if !source.finishing => {
+                return Err("the end of a resync that is not ending");
+            }
             Some(_) => {}
         }
         if let Some(source) = self.peers[p].devices[v].source.take() {
@@ -411,38 +602,75 @@ impl<P: Payload> Engine<P> {
         range: ByteRange,
         payload: Option<P>,
     ) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("resync data for an unknown volume")?;
+        let v = self
+            .volume_index(number)
+            .ok_or("resync data for an unknown volume")?;
         if !self.peers[p].devices[v].replication.is_sync_target() {
             // On its way when the disk was lost here; the source learns of that.
-            return if self.volumes[v].usable() { Err("resync data outside of a resync") } else { Ok(()) };
+            return if self.volumes[v].usable() {
+                Err("resync data outside of a resync")
+            } else {
+                Ok(())
+            };
         }
         let size = self.volumes[v].size;
-        let end = range.offset.checked_add(u64::from(range.length)).ok_or("resync data beyond the end of the address space")?;
+        let end = range
+            .offset
+            .checked_add(u64::from(range.length))
+            .ok_or("resync data beyond the end of the address space")?;
         let aligned = range.offset % BLOCK_BYTES == 0 && (end % BLOCK_BYTES == 0 || end == size);
         if range.length == 0 || range.length > limits::MAX_REQUEST_BYTES || end > size || !aligned {
             return Err("resync data with a senseless range");
         }
-        if payload.as_ref().is_some_and(|payload| payload.length() != range.length as usize) {
+        if payload
+            .as_ref()
+            .is_some_and(|payload| payload.length() != range.length as usize)
+        {
             return Err("resync data whose payload has another length than its range");
         }
         if self.peers[p].resync_writes.len() >= limits::MAX_BUFFERED_OPERATIONS {
             return Err("more resync data than agreed");
         }
-        let Some(session) = self.peers[p].session else { return Ok(()) };
+        let Some(session) = self.peers[p].session else {
+            return Ok(());
+        };
         // A client of this node writes there: the source will have that write and send the block again.
-        if self.volumes[v].intervals.overlaps_kind(range, IntervalKind::Application) {
-            self.send(p, Message::ResyncAck { volume: number, id, outcome: ResyncOutcome::Retry });
+        if self.volumes[v]
+            .intervals
+            .overlaps_kind(range, IntervalKind::Application)
+        {
+            self.send(
+                p,
+                Message::ResyncAck {
+                    volume: number,
+                    id,
+                    outcome: ResyncOutcome::Retry,
+                },
+            );
             return Ok(());
         }
-        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Err("resync data outside of a resync") };
+        let Some(target) = self.peers[p].devices[v].target.as_mut() else {
+            return Err("resync data outside of a resync");
+        };
         target.arrivals += 1;
         let arrival = target.arrivals;
         target.pending.insert(arrival);
         let entry = self.peers[p].resync_writes.vacant_entry();
         let key = entry.key();
         let owner = Owner::ResyncWrite { peer: p, key };
-        let (lock, free) = self.volumes[v].intervals.insert(range, IntervalKind::Resync, owner);
-        entry.insert(TargetOperation { id, arrival, volume: v, range, payload, lock, session, started: false });
+        let (lock, free) = self.volumes[v]
+            .intervals
+            .insert(range, IntervalKind::Resync, owner);
+        entry.insert(TargetOperation {
+            id,
+            arrival,
+            volume: v,
+            range,
+            payload,
+            lock,
+            session,
+            started: false,
+        });
         if free {
             self.resync_write_unblocked(p, key);
         }
@@ -459,13 +687,31 @@ impl<P: Payload> Engine<P> {
         let volume = self.volumes[v].number;
         let io = self.new_io(v, IoOwner::ResyncWrite { peer: p, key });
         self.effect(match payload {
-            Some(payload) => Effect::Write { volume, io, range, payload },
-            None => Effect::WriteZeroes { volume, io, range, may_unmap: true },
+            Some(payload) => Effect::Write {
+                volume,
+                io,
+                range,
+                payload,
+            },
+            None => Effect::WriteZeroes {
+                volume,
+                io,
+                range,
+                may_unmap: true,
+            },
         });
     }
 
     pub(crate) fn resync_write_done(&mut self, p: usize, key: usize, result: Result<(), IoError>) {
-        let TargetOperation { id, arrival, volume: v, range, lock, session, .. } = self.peers[p].resync_writes.remove(key);
+        let TargetOperation {
+            id,
+            arrival,
+            volume: v,
+            range,
+            lock,
+            session,
+            ..
+        } = self.peers[p].resync_writes.remove(key);
         self.volumes[v].intervals.remove(lock);
         let volume = self.volumes[v].number;
         let size = self.volumes[v].size;
@@ -478,8 +724,19 @@ impl<P: Payload> Engine<P> {
                     target.progress.copied_blocks += blocks.end - blocks.start;
                     target.written.push(blocks);
                 }
-                let outcome = if result.is_ok() { ResyncOutcome::Written } else { ResyncOutcome::Failed };
-                self.send(p, Message::ResyncAck { volume, id, outcome });
+                let outcome = if result.is_ok() {
+                    ResyncOutcome::Written
+                } else {
+                    ResyncOutcome::Failed
+                };
+                self.send(
+                    p,
+                    Message::ResyncAck {
+                        volume,
+                        id,
+                        outcome,
+                    },
+                );
                 self.try_target_flush(p, v);
             }
         }
@@ -488,9 +745,18 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    pub(crate) fn resync_flush_received(&mut self, p: usize, number: VolumeNumber, id: u64) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
-        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return Ok(()) };
+    pub(crate) fn resync_flush_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+        id: u64,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(number)
+            .ok_or("a resync of an unknown volume")?;
+        let Some(target) = self.peers[p].devices[v].target.as_mut() else {
+            return Ok(());
+        };
         if target.flush_wanted.is_some() || target.flushing.is_some() {
             return Err("a resync flush before the last one was answered");
         }
@@ -501,10 +767,20 @@ impl<P: Payload> Engine<P> {
 
     /// Flushes once everything before the source's flush is written.
     fn try_target_flush(&mut self, p: usize, v: usize) {
-        let Some(session) = self.peers[p].session else { return };
-        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return };
-        let Some((id, through)) = target.flush_wanted else { return };
-        if target.pending.first().is_some_and(|&first| first <= through) {
+        let Some(session) = self.peers[p].session else {
+            return;
+        };
+        let Some(target) = self.peers[p].devices[v].target.as_mut() else {
+            return;
+        };
+        let Some((id, through)) = target.flush_wanted else {
+            return;
+        };
+        if target
+            .pending
+            .first()
+            .is_some_and(|&first| first <= through)
+        {
             return;
         }
         target.flush_wanted = None;
@@ -517,7 +793,13 @@ impl<P: Payload> Engine<P> {
         self.effect(Effect::Flush { volume, io });
     }
 
-    pub(crate) fn resync_flush_done(&mut self, v: usize, p: usize, session: SessionId, result: Result<(), IoError>) {
+    pub(crate) fn resync_flush_done(
+        &mut self,
+        v: usize,
+        p: usize,
+        session: SessionId,
+        result: Result<(), IoError>,
+    ) {
         if result.is_err() {
             return self.fail_disk(v, "flush-error");
         }
@@ -526,8 +808,12 @@ impl<P: Payload> Engine<P> {
         }
         let node = self.peers[p].config.node_id;
         let volume = self.volumes[v].number;
-        let Some(target) = self.peers[p].devices[v].target.as_mut() else { return };
-        let Some((id, blocks)) = target.flushing.take() else { return };
+        let Some(target) = self.peers[p].devices[v].target.as_mut() else {
+            return;
+        };
+        let Some((id, blocks)) = target.flushing.take() else {
+            return;
+        };
         if let Some(backing) = self.volumes[v].backing.as_mut() {
             if let Some(slot) = backing.slot(node) {
                 for range in blocks {
@@ -540,8 +826,14 @@ impl<P: Payload> Engine<P> {
         self.send(p, Message::ResyncFlushed { volume, id });
     }
 
-    pub(crate) fn resync_finish_received(&mut self, p: usize, number: VolumeNumber) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a resync of an unknown volume")?;
+    pub(crate) fn resync_finish_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(number)
+            .ok_or("a resync of an unknown volume")?;
         let node = self.peers[p].config.node_id;
         let device = &mut self.peers[p].devices[v];
         let Some(target) = device.target.as_mut() else {
@@ -549,12 +841,18 @@ impl<P: Payload> Engine<P> {
             device.resync_ending = false;
             return Ok(());
         };
-        if !target.pending.is_empty() || target.flush_wanted.is_some() || target.flushing.is_some() || target.finishing {
+        if !target.pending.is_empty()
+            || target.flush_wanted.is_some()
+            || target.flushing.is_some()
+            || target.finishing
+        {
             return Err("the end of a resync with data under way");
         }
         target.finishing = true;
         let volume = &mut self.volumes[v];
-        let Some(backing) = volume.backing.as_mut() else { return Ok(()) };
+        let Some(backing) = volume.backing.as_mut() else {
+            return Ok(());
+        };
         // The source's bitmap is empty: that is the proof for the bits that are left here (blocks whose resync was repeated).
         if let Some(slot) = backing.slot(node) {
             backing.bitmaps[slot].clear_all();
@@ -564,7 +862,12 @@ impl<P: Payload> Engine<P> {
         set_disk_flags(flags, DiskState::UpToDate);
         let bitmap = backing.writer.want_bitmap();
         let superblock = backing.writer.want_superblock();
-        volume.after(superblock, bitmap, Some(p), After::TargetFinished { peer: p });
+        volume.after(
+            superblock,
+            bitmap,
+            Some(p),
+            After::TargetFinished { peer: p },
+        );
         Ok(())
     }
 
@@ -575,7 +878,10 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].devices[v].replication.is_sync_target() {
             self.set_replication(p, v, ReplicationState::Established, "resync-finished");
         }
-        self.peers[p].devices[v].contact = self.volumes[v].backing.as_ref().map(|backing| backing.superblock.current);
+        self.peers[p].devices[v].contact = self.volumes[v]
+            .backing
+            .as_ref()
+            .map(|backing| backing.superblock.current);
         self.send(p, Message::ResyncFinished { volume });
     }
 
@@ -586,7 +892,9 @@ impl<P: Payload> Engine<P> {
         self.volumes[v].waiters.retain(|waiter| {
             let begins = matches!(
                 waiter.then,
-                After::SourceBitmap { .. } | After::TargetBitmap { .. } | After::TargetAdopted { .. }
+                After::SourceBitmap { .. }
+                    | After::TargetBitmap { .. }
+                    | After::TargetAdopted { .. }
             );
             !(begins && waiter.peer == Some(p))
         });
@@ -621,11 +929,27 @@ impl<P: Payload> Engine<P> {
             (ReplicationState::PausedSyncT, false) => ReplicationState::SyncTarget,
             _ => return,
         };
-        self.set_replication(p, v, next, if paused { "sync-paused" } else { "sync-resumed" });
+        self.set_replication(
+            p,
+            v,
+            next,
+            if paused {
+                "sync-paused"
+            } else {
+                "sync-resumed"
+            },
+        );
     }
 
-    pub(crate) fn resync_pause_received(&mut self, p: usize, number: VolumeNumber, paused: bool) -> Result<(), &'static str> {
-        let v = self.volume_index(number).ok_or("a pause of an unknown volume")?;
+    pub(crate) fn resync_pause_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+        paused: bool,
+    ) -> Result<(), &'static str> {
+        let v = self
+            .volume_index(number)
+            .ok_or("a pause of an unknown volume")?;
         self.peers[p].devices[v].paused_there = paused;
         self.apply_pause(p, v);
         Ok(())

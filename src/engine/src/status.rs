@@ -94,47 +94,66 @@ impl<P: Payload> Engine<P> {
                 disk: volume.disk,
                 size: volume.size,
                 openers: volume.openers,
-                identifiers: volume.backing.as_ref().map(crate::volume::Backing::identifiers),
-                flags: volume.backing.as_ref().map(|backing| backing.superblock.flags),
-                pending_requests: self.requests.iter().filter(|(_, request)| request.volume == v && !request.completed).count(),
-                held_requests: volume.held.len() + volume.parked.len() + volume.held_for_data.len() + volume.log_waiters.len(),
-                active_extents: volume.backing.as_ref().map_or(0, |backing| backing.log.active_count()),
-            })
-            .collect();
-        let peers = self
-            .peers
-            .iter()
-            .map(|peer| PeerStatus {
-                node_id: peer.config.node_id,
-                connection: peer.connection,
-                role: peer.role,
-                in_flight_bytes: peer.log.in_flight_bytes(),
-                log_entries: peer.log.len(),
-                received_operations: peer.received.len() + peer.receiver.buffered(),
-                devices: peer
-                    .devices
+                identifiers: volume
+                    .backing
+                    .as_ref()
+                    .map(crate::volume::Backing::identifiers),
+                flags: volume
+                    .backing
+                    .as_ref()
+                    .map(|backing| backing.superblock.flags),
+                pending_requests: self
+                    .requests
                     .iter()
-                    .zip(&self.volumes)
-                    .map(|(device, volume)| PeerDeviceStatus {
-                        number: volume.number,
-                        replication: device.replication,
-                        peer_disk: device.disk,
-                        out_of_sync_bytes: volume
-                            .backing
-                            .as_ref()
-                            .map_or(0, |backing| backing.bits(peer.config.node_id) * BLOCK_BYTES),
-                        paused_here: device.paused_here,
-                        paused_there: device.paused_there,
-                        resync: device
-                            .source
-                            .as_ref()
-                            .map(|source| source.progress)
-                            .or(device.target.as_ref().map(|target| target.progress)),
-                    })
-                    .collect(),
+                    .filter(|(_, request)| request.volume == v && !request.completed)
+                    .count(),
+                held_requests: volume.held.len()
+                    + volume.parked.len()
+                    + volume.held_for_data.len()
+                    + volume.log_waiters.len(),
+                active_extents: volume
+                    .backing
+                    .as_ref()
+                    .map_or(0, |backing| backing.log.active_count()),
             })
             .collect();
-        Status { role: self.role, volumes, peers }
+        let peers =
+            self.peers
+                .iter()
+                .map(|peer| PeerStatus {
+                    node_id: peer.config.node_id,
+                    connection: peer.connection,
+                    role: peer.role,
+                    in_flight_bytes: peer.log.in_flight_bytes(),
+                    log_entries: peer.log.len(),
+                    received_operations: peer.received.len() + peer.receiver.buffered(),
+                    devices: peer
+                        .devices
+                        .iter()
+                        .zip(&self.volumes)
+                        .map(|(device, volume)| PeerDeviceStatus {
+                            number: volume.number,
+                            replication: device.replication,
+                            peer_disk: device.disk,
+                            out_of_sync_bytes: volume.backing.as_ref().map_or(0, |backing| {
+                                backing.bits(peer.config.node_id) * BLOCK_BYTES
+                            }),
+                            paused_here: device.paused_here,
+                            paused_there: device.paused_there,
+                            resync: device
+                                .source
+                                .as_ref()
+                                .map(|source| source.progress)
+                                .or(device.target.as_ref().map(|target| target.progress)),
+                        })
+                        .collect(),
+                })
+                .collect();
+        Status {
+            role: self.role,
+            volumes,
+            peers,
+        }
     }
 
     /// The out-of-sync blocks toward a peer, as runs; for reports and checkers.
@@ -142,7 +161,11 @@ impl<P: Payload> Engine<P> {
     pub fn out_of_sync(&self, volume: VolumeNumber, peer: NodeId) -> Vec<core::ops::Range<u64>> {
         self.volume_index(volume)
             .and_then(|v| self.volumes[v].backing.as_ref())
-            .and_then(|backing| backing.slot(peer).map(|slot| backing.bitmaps[slot].runs().collect()))
+            .and_then(|backing| {
+                backing
+                    .slot(peer)
+                    .map(|slot| backing.bitmaps[slot].runs().collect())
+            })
             .unwrap_or_default()
     }
 }

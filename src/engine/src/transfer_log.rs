@@ -65,13 +65,18 @@ impl TransferLog {
     /// The log of a new connection.
     #[must_use]
     pub fn new() -> Self {
-        TransferLog { next_sequence: 1, epoch: 1, ..TransferLog::default() }
+        TransferLog {
+            next_sequence: 1,
+            epoch: 1,
+            ..TransferLog::default()
+        }
     }
 
     /// True if the current epoch must be closed before the next operation.
     #[must_use]
     pub fn must_close_epoch(&self, max_epoch_size: u32) -> bool {
-        self.epoch_operations > 0 && (self.epoch_completed || self.epoch_operations >= max_epoch_size)
+        self.epoch_operations > 0
+            && (self.epoch_completed || self.epoch_operations >= max_epoch_size)
     }
 
     /// Closes the current epoch if it holds an operation; returns the epoch for the barrier.
@@ -87,7 +92,13 @@ impl TransferLog {
     }
 
     /// Enters an operation; returns its sequence number and epoch.
-    pub fn push(&mut self, volume: usize, range: ByteRange, payload_bytes: u32, request: usize) -> (u64, u64) {
+    pub fn push(
+        &mut self,
+        volume: usize,
+        range: ByteRange,
+        payload_bytes: u32,
+        request: usize,
+    ) -> (u64, u64) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.epoch_operations += 1;
@@ -152,7 +163,9 @@ impl TransferLog {
         self.unwritten -= 1;
         let written = entry.clone();
         while self.written_through + 1 < self.next_sequence
-            && self.index_of(self.written_through + 1).is_none_or(|index| self.entries[index].confirmed == Confirmed::Written)
+            && self
+                .index_of(self.written_through + 1)
+                .is_none_or(|index| self.entries[index].confirmed == Confirmed::Written)
         {
             self.written_through += 1;
         }
@@ -165,11 +178,20 @@ impl TransferLog {
         if epoch >= self.epoch || epoch <= self.durable_epoch {
             return false;
         }
-        if self.entries.iter().take_while(|entry| entry.epoch <= epoch).any(|entry| entry.confirmed != Confirmed::Written) {
+        if self
+            .entries
+            .iter()
+            .take_while(|entry| entry.epoch <= epoch)
+            .any(|entry| entry.confirmed != Confirmed::Written)
+        {
             return false;
         }
         self.durable_epoch = epoch;
-        while self.entries.front().is_some_and(|entry| entry.epoch <= epoch) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|entry| entry.epoch <= epoch)
+        {
             if let Some(entry) = self.entries.pop_front() {
                 each(entry);
             }
@@ -181,7 +203,11 @@ impl TransferLog {
     /// What the peer still says about them is accepted and means nothing.
     pub fn lose_volume(&mut self, volume: usize) -> Vec<LogEntry> {
         let mut lost = Vec::new();
-        for entry in self.entries.iter_mut().filter(|entry| entry.volume == volume && !entry.lost) {
+        for entry in self
+            .entries
+            .iter_mut()
+            .filter(|entry| entry.volume == volume && !entry.lost)
+        {
             lost.push(entry.clone());
             entry.lost = true;
         }
@@ -192,7 +218,10 @@ impl TransferLog {
     #[must_use]
     pub fn has_unwritten(&self, volume: usize) -> bool {
         self.unwritten > 0
-            && self.entries.iter().any(|entry| entry.volume == volume && entry.confirmed != Confirmed::Written)
+            && self
+                .entries
+                .iter()
+                .any(|entry| entry.volume == volume && entry.confirmed != Confirmed::Written)
     }
 
     /// The connection is gone: takes what is left.
@@ -284,6 +313,9 @@ mod tests {
         assert!(log.written(1).is_some());
         assert!(log.written(1).is_none(), "twice");
         log.close_epoch();
-        assert!(!log.barrier_acked(1, |_| {}), "operation 2 was never written");
+        assert!(
+            !log.barrier_acked(1, |_| {}),
+            "operation 2 was never written"
+        );
     }
 }

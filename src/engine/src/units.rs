@@ -135,8 +135,16 @@ impl ByteRange {
     #[must_use]
     pub fn blocks_covered(self, device_bytes: u64) -> core::ops::Range<u64> {
         let first = self.offset.div_ceil(BLOCK_BYTES);
-        let end = if self.end() >= device_bytes { self.end().div_ceil(BLOCK_BYTES) } else { self.end() / BLOCK_BYTES };
-        if end <= first { first..first } else { first..end }
+        let end = if self.end() >= device_bytes {
+            self.end().div_ceil(BLOCK_BYTES)
+        } else {
+            self.end() / BLOCK_BYTES
+        };
+        if end <= first {
+            first..first
+        } else {
+            first..end
+        }
     }
     /// Activity-log extents touched: `first..end`.
     #[must_use]

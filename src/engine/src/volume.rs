@@ -42,7 +42,11 @@ pub(crate) enum After {
     /// Source: the OR-ed bitmap is durable, send it.
     SourceBitmap { peer: usize },
     /// Target: the OR-ed bitmap is durable, adopt the source's generation.
-    TargetBitmap { peer: usize, current: Generation, history: Vec<Generation> },
+    TargetBitmap {
+        peer: usize,
+        current: Generation,
+        history: Vec<Generation>,
+    },
     /// Target: Inconsistent under the new generation, let the resync begin.
     TargetAdopted { peer: usize },
     /// Target: UpToDate.
@@ -58,7 +62,10 @@ pub(crate) enum After {
     /// Misses of the peer's disk are tracked durably.
     MissesTracked { peer: usize },
     /// Invalidated: shake hands again.
-    Invalidated { peer: usize, command: Option<CommandId> },
+    Invalidated {
+        peer: usize,
+        command: Option<CommandId>,
+    },
 }
 
 /// A continuation.
@@ -105,8 +112,16 @@ pub(crate) struct Backing {
 impl Backing {
     /// The generations as a value that knows the rules of rotation.
     pub fn identifiers(&self) -> Identifiers {
-        let slots = self.superblock.peers.iter().filter_map(|peer| Some((peer.node_id?, peer.bitmap)));
-        Identifiers::from_parts(self.superblock.current, slots, self.superblock.history.iter().copied())
+        let slots = self
+            .superblock
+            .peers
+            .iter()
+            .filter_map(|peer| Some((peer.node_id?, peer.bitmap)));
+        Identifiers::from_parts(
+            self.superblock.current,
+            slots,
+            self.superblock.history.iter().copied(),
+        )
     }
 
     /// Puts rotated generations into the superblock (in memory).
@@ -114,7 +129,9 @@ impl Backing {
         self.superblock.current = identifiers.current();
         self.superblock.history = identifiers.history().to_vec();
         for peer in &mut self.superblock.peers {
-            peer.bitmap = peer.node_id.map_or(Generation::NONE, |node| identifiers.slot(node));
+            peer.bitmap = peer
+                .node_id
+                .map_or(Generation::NONE, |node| identifiers.slot(node));
         }
     }
 
@@ -137,7 +154,9 @@ impl Backing {
 
     /// The peer's bitmap generation, [`Generation::NONE`] without a slot.
     pub fn bitmap_generation(&self, node: NodeId) -> Generation {
-        self.superblock.peer(node).map_or(Generation::NONE, |peer| peer.bitmap)
+        self.superblock
+            .peer(node)
+            .map_or(Generation::NONE, |peer| peer.bitmap)
     }
 }
 
@@ -211,11 +230,18 @@ impl Volume {
 
     /// Superblock changed in memory: version that must become durable; 0 without a disk.
     pub fn want_superblock(&mut self) -> u64 {
-        self.backing.as_mut().map_or(0, |backing| backing.writer.want_superblock())
+        self.backing
+            .as_mut()
+            .map_or(0, |backing| backing.writer.want_superblock())
     }
 
     /// Waits for durable metadata.
     pub fn after(&mut self, superblock: u64, bitmap: u64, peer: Option<usize>, then: After) {
-        self.waiters.push(Waiter { superblock, bitmap, peer, then });
+        self.waiters.push(Waiter {
+            superblock,
+            bitmap,
+            peer,
+            then,
+        });
     }
 }

@@ -40,12 +40,23 @@ impl ConnectionState {
             StandAlone => matches!(next, Unconnected),
             Disconnecting => matches!(next, StandAlone),
             Unconnected => matches!(next, Connecting | Disconnecting),
-            Timeout | BrokenPipe | NetworkFailure | ProtocolError | TearDown => matches!(next, Unconnected | Disconnecting),
+            Timeout | BrokenPipe | NetworkFailure | ProtocolError | TearDown => {
+                matches!(next, Unconnected | Disconnecting)
+            }
             Connecting => matches!(
                 next,
-                Connected | Disconnecting | Timeout | BrokenPipe | NetworkFailure | ProtocolError | TearDown
+                Connected
+                    | Disconnecting
+                    | Timeout
+                    | BrokenPipe
+                    | NetworkFailure
+                    | ProtocolError
+                    | TearDown
             ),
-            Connected => matches!(next, Disconnecting | Timeout | BrokenPipe | NetworkFailure | ProtocolError | TearDown),
+            Connected => matches!(
+                next,
+                Disconnecting | Timeout | BrokenPipe | NetworkFailure | ProtocolError | TearDown
+            ),
         }
     }
 
@@ -53,6 +64,9 @@ impl ConnectionState {
     #[must_use]
     pub fn is_failure(self) -> bool {
         use ConnectionState::*;
-        matches!(self, Timeout | BrokenPipe | NetworkFailure | ProtocolError | TearDown)
+        matches!(
+            self,
+            Timeout | BrokenPipe | NetworkFailure | ProtocolError | TearDown
+        )
     }
 }

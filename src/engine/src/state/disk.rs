@@ -38,11 +38,17 @@ impl DiskState {
         }
         match self {
             Diskless => matches!(next, Attaching),
-            Attaching => matches!(next, Diskless | Failed | Negotiating | Inconsistent | Outdated | Consistent | UpToDate),
+            Attaching => matches!(
+                next,
+                Diskless | Failed | Negotiating | Inconsistent | Outdated | Consistent | UpToDate
+            ),
             Detaching => matches!(next, Diskless | Failed),
             Failed => matches!(next, Diskless),
             Negotiating | Inconsistent | Outdated | Consistent | UpToDate => {
-                matches!(next, Detaching | Failed | Inconsistent | Outdated | Consistent | UpToDate)
+                matches!(
+                    next,
+                    Detaching | Failed | Inconsistent | Outdated | Consistent | UpToDate
+                )
             }
             DUnknown => false,
         }
@@ -51,6 +57,12 @@ impl DiskState {
     /// True if a disk with readable data is attached.
     #[must_use]
     pub fn has_data(self) -> bool {
-        matches!(self, DiskState::Inconsistent | DiskState::Outdated | DiskState::Consistent | DiskState::UpToDate)
+        matches!(
+            self,
+            DiskState::Inconsistent
+                | DiskState::Outdated
+                | DiskState::Consistent
+                | DiskState::UpToDate
+        )
     }
 }

@@ -48,7 +48,17 @@ impl ReplicationState {
         }
         match self {
             Off => matches!(next, Established | WFBitMapS | WFBitMapT),
-            Established => matches!(next, StartingSyncS | StartingSyncT | WFBitMapS | WFBitMapT | VerifyS | VerifyT | Ahead | Behind),
+            Established => matches!(
+                next,
+                StartingSyncS
+                    | StartingSyncT
+                    | WFBitMapS
+                    | WFBitMapT
+                    | VerifyS
+                    | VerifyT
+                    | Ahead
+                    | Behind
+            ),
             StartingSyncS => matches!(next, WFBitMapS),
             StartingSyncT => matches!(next, WFBitMapT | WFSyncUUID),
             WFBitMapS => matches!(next, SyncSource | PausedSyncS | Established),
@@ -68,18 +78,27 @@ impl ReplicationState {
     #[must_use]
     pub fn mirrors(self) -> bool {
         use ReplicationState::*;
-        matches!(self, Established | SyncSource | SyncTarget | PausedSyncS | PausedSyncT | VerifyS | VerifyT)
+        matches!(
+            self,
+            Established | SyncSource | SyncTarget | PausedSyncS | PausedSyncT | VerifyS | VerifyT
+        )
     }
 
     /// True on the source side of a resync, running or held.
     #[must_use]
     pub fn is_sync_source(self) -> bool {
-        matches!(self, ReplicationState::SyncSource | ReplicationState::PausedSyncS)
+        matches!(
+            self,
+            ReplicationState::SyncSource | ReplicationState::PausedSyncS
+        )
     }
 
     /// True on the target side of a resync, running or held.
     #[must_use]
     pub fn is_sync_target(self) -> bool {
-        matches!(self, ReplicationState::SyncTarget | ReplicationState::PausedSyncT)
+        matches!(
+            self,
+            ReplicationState::SyncTarget | ReplicationState::PausedSyncT
+        )
     }
 }
