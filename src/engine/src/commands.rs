@@ -262,7 +262,7 @@ impl<P: Payload> Engine<P> {
             state
         };
         volume.backing = Some(Backing {
-            layout: image.layout.clone(),
+            layout: image.layout,
             superblock,
             bitmaps: image.bitmaps.clone(),
             log: ActivityLog::new(slots),
@@ -565,7 +565,7 @@ impl<P: Payload> Engine<P> {
             .as_ref()
             .map(Backing::identifiers)
             .ok_or(Refusal::IsDiskless)?;
-        identifiers.new_current(self.random.next(), false, &[]);
+        identifiers.new_current(self.random.draw(), false, &[]);
         let current = identifiers.current();
         self.skip_command = Some((id, v, current, connected.len()));
         for p in connected {
@@ -765,7 +765,7 @@ impl<P: Payload> Engine<P> {
         for p in 0..self.peers.len() {
             self.peers[p].vote = None;
             if self.peers[p].connection == ConnectionState::Connected {
-                let question = self.random.next();
+                let question = self.random.draw();
                 self.peers[p].vote = Some(Vote::Asked(question));
                 self.send(p, Message::PromoteRequest { id: question });
                 asked = true;
@@ -966,7 +966,7 @@ impl<P: Payload> Engine<P> {
 
     /// `primary --force`: whatever is here is declared current.
     fn force_up_to_date(&mut self, v: usize) {
-        let random = self.random.next();
+        let random = self.random.draw();
         let absent: alloc::vec::Vec<NodeId> =
             self.peers.iter().map(|peer| peer.config.node_id).collect();
         let was = self.volumes[v].disk;
@@ -1006,18 +1006,18 @@ impl<P: Payload> Engine<P> {
         for peer in &mut self.peers {
             peer.vote = None;
         }
-        if change.promotion {
-            if let Err(refusal) = self.check_data(false) {
-                // A disk failed while the promotion was written down.
-                for volume in &mut self.volumes {
-                    if let Some(backing) = volume.backing.as_mut() {
-                        backing.superblock.flags.primary_indicator = false;
-                        backing.writer.want_superblock();
-                    }
+        if change.promotion
+            && let Err(refusal) = self.check_data(false)
+        {
+            // A disk failed while the promotion was written down.
+            for volume in &mut self.volumes {
+                if let Some(backing) = volume.backing.as_mut() {
+                    backing.superblock.flags.primary_indicator = false;
+                    backing.writer.want_superblock();
                 }
-                self.broadcast_state();
-                return self.command_done(change.command, Err(refusal));
             }
+            self.broadcast_state();
+            return self.command_done(change.command, Err(refusal));
         }
         let (role, rule) = if change.promotion {
             (Role::Primary, "promote")

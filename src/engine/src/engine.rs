@@ -634,7 +634,7 @@ impl<P: Payload> Engine<P> {
     /// Sends a ping, unless one is under way; no answer in time ends the connection.
     pub(crate) fn ask_whether_alive(&mut self, p: usize) {
         if self.peers[p].ping.is_none() {
-            let id = self.random.next();
+            let id = self.random.draw();
             let now = self.now;
             let peer = &mut self.peers[p];
             peer.ping = Some((id, now.after(peer.config.ping_timeout)));

@@ -107,7 +107,7 @@ impl<P: Payload> Engine<P> {
         for (v, alone) in alone.iter().enumerate() {
             if *alone && self.role == Role::Primary && !self.volumes[v].usable() {
                 // Completed writes may be on the lost disk only (protocol A): no peer's data may take their place unseen.
-                self.volumes[v].exposed = Generation(self.random.next() | 1 << 63);
+                self.volumes[v].exposed = Generation(self.random.draw() | 1 << 63);
             }
         }
         // A flush that is now answered alone vouches for writes that the peer may miss.
@@ -192,7 +192,7 @@ impl<P: Payload> Engine<P> {
 
     /// Makes a new current generation; the old one is remembered for every absent peer that has none remembered yet.
     pub(crate) fn new_generation(&mut self, v: usize, rule: &'static str) {
-        let random = self.random.next();
+        let random = self.random.draw();
         let primary = self.role == Role::Primary
             || self
                 .role_change

@@ -572,6 +572,10 @@ impl<P: Payload> Engine<P> {
         }
         let (outcome, rule) = match self.verdict(p, v, mine.round > 1) {
             Ok(found) => found,
+            // The Primary gives that disk up and goes on with this one.
+            Err((rule, text)) if theirs.attached_anew => {
+                return self.decision(Some(p), Some(v), rule, text);
+            }
             Err((rule, text)) if mine.attached_anew => {
                 // The peer serves this Primary's clients: it is the disk that goes, not the connection.
                 self.decision(Some(p), Some(v), rule, text);

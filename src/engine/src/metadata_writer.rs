@@ -128,10 +128,10 @@ impl MetadataWriter {
         if self.outstanding > 0 {
             return None;
         }
-        if let Some(Phase::Bitmap(blocks)) = self.phases.front_mut() {
-            if blocks.len() > BITMAP_BATCH {
-                return Some(Phase::Bitmap(blocks.drain(..BITMAP_BATCH).collect()));
-            }
+        if let Some(Phase::Bitmap(blocks)) = self.phases.front_mut()
+            && blocks.len() > BITMAP_BATCH
+        {
+            return Some(Phase::Bitmap(blocks.drain(..BITMAP_BATCH).collect()));
         }
         self.phases.pop_front()
     }

@@ -48,10 +48,10 @@ impl<P: Payload> Engine<P> {
             return Err("a write to a volume that is not ready for it");
         }
         self.check_range(v, range)?;
-        if let ReceivedKind::Write(payload) = &kind {
-            if payload.length() != range.length as usize {
-                return Err("a write whose payload has another length than its range");
-            }
+        if let ReceivedKind::Write(payload) = &kind
+            && payload.length() != range.length as usize
+        {
+            return Err("a write whose payload has another length than its range");
         }
         self.last_application_io = self.now;
         let missed = self.peers[p].devices[v].tracks_misses;
@@ -251,10 +251,8 @@ impl<P: Payload> Engine<P> {
         if let Some(lock) = lock {
             self.volumes[v].intervals.remove(lock);
         }
-        if logged {
-            if let Some(backing) = self.volumes[v].backing.as_mut() {
-                backing.log.release(operation.range.extents_touched());
-            }
+        if logged && let Some(backing) = self.volumes[v].backing.as_mut() {
+            backing.log.release(operation.range.extents_touched());
         }
         self.peers[p].receiver.ended();
         (

@@ -14,7 +14,7 @@ impl Random {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.state[0] = self.state[0].wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.state[0] ^ self.state[1].rotate_left(17);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

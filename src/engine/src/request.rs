@@ -374,8 +374,10 @@ impl<P: Payload> Engine<P> {
                 self.note_progress(p);
                 if fua {
                     self.close_epoch(p);
-                    // Without a disk here the peer's is the only durable copy, whatever the protocol.
-                    if self.peers[p].config.protocol == Protocol::C || !self.volumes[v].usable() {
+                    // Without good data here the peer's is the only durable copy, whatever the protocol.
+                    if self.peers[p].config.protocol == Protocol::C
+                        || self.volumes[v].disk != DiskState::UpToDate
+                    {
                         self.requests[key].barriers.push((p, epoch));
                         self.peers[p].barrier_waiters.push((key, epoch));
                     }
@@ -441,8 +443,8 @@ impl<P: Payload> Engine<P> {
             if self.peers[p].devices[v].mirrors() {
                 self.close_epoch(p);
                 let epoch = self.peers[p].log.last_epoch_with_entries();
-                let remote =
-                    self.peers[p].config.protocol == Protocol::C || !self.volumes[v].usable();
+                let remote = self.peers[p].config.protocol == Protocol::C
+                    || self.volumes[v].disk != DiskState::UpToDate;
                 if remote && epoch > self.peers[p].log.durable_epoch() {
                     self.requests[key].barriers.push((p, epoch));
                     self.peers[p].barrier_waiters.push((key, epoch));
@@ -696,10 +698,10 @@ impl<P: Payload> Engine<P> {
         {
             return false;
         }
-        if let Some(backing) = &volume.backing {
-            if backing.writer.superblock.durable < backing.completion_gate {
-                return false;
-            }
+        if let Some(backing) = &volume.backing
+            && backing.writer.superblock.durable < backing.completion_gate
+        {
+            return false;
         }
         let confirmed = request.sent.iter().all(|sent| {
             let needed = match self.peers[sent.peer].config.protocol {
@@ -812,10 +814,10 @@ impl<P: Payload> Engine<P> {
         let request = &self.requests[key];
         if request.completed && request.settled() && request.lock.is_none() {
             let request = self.requests.remove(key);
-            if request.logged {
-                if let Some(backing) = self.volumes[v].backing.as_mut() {
-                    backing.log.release(request.range.extents_touched());
-                }
+            if request.logged
+                && let Some(backing) = self.volumes[v].backing.as_mut()
+            {
+                backing.log.release(request.range.extents_touched());
             }
         }
     }
@@ -869,7 +871,7 @@ impl<P: Payload> Engine<P> {
             let io = self.new_io(v, IoOwner::ClientRead(key));
             self.effect(Effect::Read { volume, io, range });
         } else if let Some(p) = self.remote_source(v) {
-            let id = self.random.next();
+            let id = self.random.draw();
             let volume = self.volumes[v].number;
             self.peers[p].reads.insert(id, key);
             self.send(p, Message::ReadRequest { id, volume, range });

@@ -35,15 +35,15 @@ impl<P: Payload> Engine<P> {
         let node = self.peers[p].config.node_id;
         let volume = self.volumes[v].number;
         let mut parts = Vec::new();
-        if let Some(backing) = self.volumes[v].backing.as_ref() {
-            if let Some(slot) = backing.slot(node).filter(|_| with_bits) {
-                let mut from = Some(0);
-                while let Some(start) = from {
-                    let (runs, next) =
-                        backing.bitmaps[slot].encode_runs(start, limits::BITMAP_PART_BYTES);
-                    parts.push(runs);
-                    from = next;
-                }
+        if let Some(backing) = self.volumes[v].backing.as_ref()
+            && let Some(slot) = backing.slot(node).filter(|_| with_bits)
+        {
+            let mut from = Some(0);
+            while let Some(start) = from {
+                let (runs, next) =
+                    backing.bitmaps[slot].encode_runs(start, limits::BITMAP_PART_BYTES);
+                parts.push(runs);
+                from = next;
             }
         }
         if parts.is_empty() {
@@ -618,7 +618,8 @@ impl<P: Payload> Engine<P> {
             .offset
             .checked_add(u64::from(range.length))
             .ok_or("resync data beyond the end of the address space")?;
-        let aligned = range.offset % BLOCK_BYTES == 0 && (end % BLOCK_BYTES == 0 || end == size);
+        let aligned =
+            range.offset.is_multiple_of(BLOCK_BYTES) && (end % BLOCK_BYTES == 0 || end == size);
         if range.length == 0 || range.length > limits::MAX_REQUEST_BYTES || end > size || !aligned {
             return Err("resync data with a senseless range");
         }
@@ -716,29 +717,27 @@ impl<P: Payload> Engine<P> {
         let volume = self.volumes[v].number;
         let size = self.volumes[v].size;
         let current = self.peers[p].session == Some(session);
-        if current {
-            if let Some(target) = self.peers[p].devices[v].target.as_mut() {
-                target.pending.remove(&arrival);
-                if result.is_ok() {
-                    let blocks = range.blocks_covered(size);
-                    target.progress.copied_blocks += blocks.end - blocks.start;
-                    target.written.push(blocks);
-                }
-                let outcome = if result.is_ok() {
-                    ResyncOutcome::Written
-                } else {
-                    ResyncOutcome::Failed
-                };
-                self.send(
-                    p,
-                    Message::ResyncAck {
-                        volume,
-                        id,
-                        outcome,
-                    },
-                );
-                self.try_target_flush(p, v);
+        if current && let Some(target) = self.peers[p].devices[v].target.as_mut() {
+            target.pending.remove(&arrival);
+            if result.is_ok() {
+                let blocks = range.blocks_covered(size);
+                target.progress.copied_blocks += blocks.end - blocks.start;
+                target.written.push(blocks);
             }
+            let outcome = if result.is_ok() {
+                ResyncOutcome::Written
+            } else {
+                ResyncOutcome::Failed
+            };
+            self.send(
+                p,
+                Message::ResyncAck {
+                    volume,
+                    id,
+                    outcome,
+                },
+            );
+            self.try_target_flush(p, v);
         }
         if let Err(error) = result {
             self.write_failed(v, error);
