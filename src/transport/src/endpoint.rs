@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -247,10 +247,25 @@ impl<C: FrameCodec, A: PayloadAllocator> Endpoint<C, A> {
             .map(|current| Session(current.session.clone()))
     }
 
-    /// Ends all sessions and waits shortly until the peers took note. The events end when all are read.
+    /// Ends all sessions and waits shortly until the peers took note. The events end when all are read; the address is
+    /// free as soon as the tasks of its connections have run once more.
     pub async fn shutdown(self) {
         self.stop();
         let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.inner.quinn.wait_idle()).await;
+        self.give_socket_up();
+    }
+
+    /// Closes the socket although QUIC may still hold connections on it: a dial whose first packet was already its end stays
+    /// until the idle timeout, and the address would stay taken, and answer, as long.
+    fn give_socket_up(&self) {
+        // QUIC keeps one previous socket to receive from, so that the real one is gone with the second change.
+        for _ in 0..2 {
+            let replaced = UdpSocket::bind(SocketAddr::new(self.local.ip(), 0))
+                .and_then(|unused| self.inner.quinn.rebind(unused));
+            if let Err(error) = replaced {
+                tracing::debug!(local = %self.local, %error, "the socket is closed only when it is idle");
+            }
+        }
     }
 
     fn stop(&self) {

@@ -436,3 +436,29 @@ async fn another_protocol_over_quic_is_refused_before_the_proof() {
     assert!(outcome.is_err());
     assert!(matches!(b.refused().await.1, RefusalReason::Transport(_)));
 }
+
+#[tokio::test]
+async fn a_dial_given_up_before_an_answer_does_not_keep_the_address_after_the_shutdown() {
+    let a = node(0);
+    a.only_accept(NodeId(1));
+    let address = a.address();
+    for _ in 0..3 {
+        let stranger = raw_endpoint("127.0.0.1:0");
+        // Its first packet says that it is over.
+        drop(stranger.connect(address, tls::SERVER_NAME).unwrap());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let started = std::time::Instant::now();
+    let Node {
+        endpoint, events, ..
+    } = a;
+    endpoint.shutdown().await;
+    while std::net::UdpSocket::bind(address).is_err() {
+        assert!(
+            started.elapsed() < Duration::from_secs(3),
+            "the address is still taken"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(events);
+}
