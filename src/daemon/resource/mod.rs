@@ -131,7 +131,7 @@ impl Shared {
                 token, completions, ..
             } = incoming
             {
-                completions.push(token, Err(ClientError::Io));
+                completions.push(token, Err(ClientError::NotPrimary));
             }
             return;
         }
@@ -269,7 +269,7 @@ impl Shared {
                 token, completions, ..
             } = item
             {
-                completions.push(token, Err(ClientError::Io));
+                completions.push(token, Err(ClientError::NotPrimary));
             }
         }
         let endpoints = self.core.borrow_mut().end();

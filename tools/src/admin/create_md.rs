@@ -7,7 +7,7 @@
 use std::io::{self, BufRead, Write};
 
 use qrbd_disk::Disk;
-use qrbd_engine::limits::MAX_PEERS;
+use qrbd_engine::limits::{MAX_PEERS, MIN_AL_EXTENTS};
 use qrbd_engine::metadata::copies::MetadataError;
 use qrbd_engine::metadata::image::{self, CreateError, CreateOptions, LoadError, MetadataImage};
 use qrbd_engine::metadata::layout::Placement;
@@ -72,7 +72,7 @@ impl Context {
                 .volume
                 .options
                 .al_extents
-                .min(ring::max_extents(RING_BLOCKS)),
+                .clamp(MIN_AL_EXTENTS, ring::max_extents(RING_BLOCKS)),
         })
         .map_err(|error| refusal(volume, &error))?;
         look_before(volume, &disks, &fresh, force)?;

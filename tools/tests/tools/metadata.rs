@@ -66,6 +66,20 @@ fn two_creations_have_different_identities() {
 }
 
 #[test]
+fn fewer_al_extents_than_a_log_needs_are_raised_to_the_least() {
+    let directory = configured("internal");
+    let file = directory.path().join("qrbd.conf");
+    let text = fs::read_to_string(&file).unwrap();
+    let few = text.replacen("resource r0 {", "resource r0 { disk { al-extents 7; }", 1);
+    assert_ne!(few, text);
+    fs::write(&file, few).unwrap();
+    let ran = qrbdadm(directory.path(), &["create-md", "r0"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let dump = qrbdadm(directory.path(), &["dump-md", "r0"]).stdout;
+    assert!(dump.contains("al-extents 9;"), "{dump}");
+}
+
+#[test]
 fn existing_metadata_is_replaced_only_after_yes_or_by_force() {
     let directory = configured("internal");
     assert_eq!(qrbdadm(directory.path(), &["create-md", "r0"]).code, 0);
