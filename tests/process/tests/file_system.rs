@@ -89,7 +89,6 @@ fn options(protocol: Protocol) -> PairOptions {
             ..Options::default()
         },
         disk_bytes: Some(2 * DISK_BYTES),
-        ..PairOptions::default()
     }
 }
 
