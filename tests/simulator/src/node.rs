@@ -18,8 +18,10 @@ pub enum Loss {
     Nothing,
     /// Its process, with everything in memory and in flight.
     Process,
-    /// Its power, with everything that was not durable.
+    /// Its power, with everything that was not durable: of a Secondary, whose disk is made durable in the order of epochs.
     Power,
+    /// Its power while it was Primary, whose disk loses any writes that no flush covered.
+    PrimaryPower,
 }
 
 /// Faults of a disk, each until a moment.

@@ -7,6 +7,7 @@ use qrbd_engine::Engine;
 use qrbd_engine::api::{Command, LossReason};
 use qrbd_engine::config::{EngineConfig, PeerConfig, VolumeConfig};
 use qrbd_engine::metadata::image::Step;
+use qrbd_engine::state::Role;
 use qrbd_engine::units::Time;
 
 use crate::administrator::Purpose;
@@ -91,6 +92,10 @@ impl World {
             return;
         }
         self.figures.crashes += 1;
+        let primary = self.nodes[node]
+            .view
+            .as_ref()
+            .is_some_and(|view| view.role == Role::Primary);
         self.trace
             .mix(&[self.now, node as u64, 2, u64::from(power)]);
         self.trace.line(self.now, || {
@@ -105,9 +110,11 @@ impl World {
             } else {
                 state.disk.process_ends(&mut self.disk_random, &mut changed);
             }
-            state.loss = state
-                .loss
-                .max(if power { Loss::Power } else { Loss::Process });
+            state.loss = state.loss.max(match (power, primary) {
+                (true, true) => Loss::PrimaryPower,
+                (true, false) => Loss::Power,
+                (false, _) => Loss::Process,
+            });
             state.attached = false;
             state.attaching = None;
             self.sectors_changed(node, volume, &mut changed);
@@ -148,7 +155,7 @@ impl World {
             let held_elsewhere = self.nodes.iter().enumerate().any(|(other, state)| {
                 other != node
                     && state.volumes[volume].current
-                    && state.volumes[volume].loss != Loss::Power
+                    && state.volumes[volume].loss < Loss::Power
             });
             if self.nodes[node].volumes[volume].current && !held_elsewhere {
                 let branch = self.nodes[node].volumes[volume].branch;

@@ -8,7 +8,7 @@ use qrbd_simulator::run::{Outcome, run_seed};
 
 const USAGE: &str = "usage:
   simulate --seed N [--trace] [--watch VOLUME:SECTOR]
-  simulate --seeds COUNT [--from N] [--minutes M] [--jobs J] [--stop-at-first] [--figures]";
+  simulate --seeds COUNT [--from N] [--minutes M] [--jobs J] [--stop-at-first] [--except SEED,..] [--figures]";
 
 struct Options {
     seed: Option<u64>,
@@ -19,6 +19,7 @@ struct Options {
     minutes: Option<f64>,
     jobs: usize,
     stop_at_first: bool,
+    except: Vec<u64>,
     figures: bool,
 }
 
@@ -32,6 +33,7 @@ fn options() -> Result<Options, String> {
         minutes: None,
         jobs: 2,
         stop_at_first: false,
+        except: Vec::new(),
         figures: false,
     };
     let mut arguments = std::env::args().skip(1);
@@ -58,6 +60,9 @@ fn options() -> Result<Options, String> {
                 options.watch = Some((number(volume)?, number(sector)?));
             }
             "--stop-at-first" => options.stop_at_first = true,
+            "--except" => {
+                options.except = value()?.split(',').map(number).collect::<Result<_, _>>()?;
+            }
             "--figures" => options.figures = true,
             other => return Err(format!("unknown argument '{other}'")),
         }
@@ -147,6 +152,9 @@ fn many(options: &Options) -> bool {
                         return;
                     }
                     let seed = options.from + index;
+                    if options.except.contains(&seed) {
+                        continue;
+                    }
                     let outcome = run_seed(seed, false, None);
                     // Every hundredth seed runs twice: same seed, same trace.
                     let same = index % 100 != 0 || run_seed(seed, false, None).hash == outcome.hash;

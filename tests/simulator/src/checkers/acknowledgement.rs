@@ -63,6 +63,11 @@ impl World {
         }
     }
 
+    /// True if a node follows the branch of a request: it was not promoted apart from it.
+    fn is_followed_by(&self, node: NodeIndex, request: &OpenRequest) -> bool {
+        self.nodes[node].volumes[request.volume].branch == request.branch
+    }
+
     /// True if the process at the other end of the session is the one that the session was made with.
     fn peer_is_the_same(&self, node: NodeIndex, peer: NodeIndex) -> bool {
         let session = self.nodes[node]
@@ -137,15 +142,15 @@ impl World {
         }
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
             // A SyncTarget's source counts as well.
-            let in_sync = view.mirrors_to(peer, volume)
-                && view.peer_disk(peer, volume) == DiskState::UpToDate;
-            if !self.peer_is_the_same(node, peer) {
-                // It crashed, and this node was not told yet.
-                good_copies += usize::from(in_sync);
+            let good = view.connected(peer) && view.peer_disk(peer, volume) == DiskState::UpToDate;
+            let in_sync = good && view.mirrors_to(peer, volume);
+            if !self.peer_is_the_same(node, peer) || !self.is_followed_by(peer, request) {
+                // It crashed or went its own way, and this node was not told yet.
+                good_copies += usize::from(good);
                 continue;
             }
             let holds = self.holds(peer, request, range, now);
-            if in_sync && holds.is_ok() {
+            if good && holds.is_ok() {
                 good_copies += 1;
             }
             let must_hold = in_sync && (self.settings.protocol == Protocol::C || !here);
@@ -218,7 +223,10 @@ impl World {
         let leaving = !here && request_disk_is_durable(self, request, range);
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
             let wanted = self.settings.protocol == Protocol::C || !(here || leaving);
-            if wanted && view.in_sync_with(peer, volume) && self.peer_is_the_same(node, peer) {
+            let there = view.in_sync_with(peer, volume)
+                && self.peer_is_the_same(node, peer)
+                && self.is_followed_by(peer, request);
+            if wanted && there {
                 where_to_look.push(peer);
             }
         }

@@ -20,28 +20,37 @@ use crate::world::{RequestKind, World};
 enum Side {
     Metadata(Rc<Knowledge>),
     Memory(Bits),
+    /// The disk is being given up: whoever attaches it again knows what is on it.
+    Leaving(Bits, Rc<Knowledge>),
 }
 
 impl World {
     fn side(&self, node: NodeIndex, peer: NodeIndex, volume: usize) -> Option<Side> {
-        if let Some(bits) = self.nodes[node]
-            .process
-            .as_ref()
-            .and_then(|process| bits(process, volume, peer))
-        {
-            return Some(Side::Memory(bits));
+        let process = self.nodes[node].process.as_ref();
+        let Some(bits) = process.and_then(|process| bits(process, volume, peer)) else {
+            return Some(Side::Metadata(self.knowledge(
+                node,
+                volume,
+                View::Cached,
+            )?));
+        };
+        let disk = process.map(|process| process.view.volumes[volume].disk);
+        if matches!(disk, Some(DiskState::Failed | DiskState::Detaching)) {
+            return Some(Side::Leaving(
+                bits,
+                self.knowledge(node, volume, View::Cached)?,
+            ));
         }
-        Some(Side::Metadata(self.knowledge(
-            node,
-            volume,
-            View::Cached,
-        )?))
+        Some(Side::Memory(bits))
     }
 
     fn knows(side: &Side, peer: NodeIndex, sector: Sector) -> bool {
         match side {
             Side::Metadata(knowledge) => knowledge.marked(peer, sector) || knowledge.logged(sector),
             Side::Memory(bits) => bits.marks(sector),
+            Side::Leaving(bits, knowledge) => {
+                bits.marks(sector) || knowledge.marked(peer, sector) || knowledge.logged(sector)
+            }
         }
     }
 

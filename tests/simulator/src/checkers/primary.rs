@@ -106,8 +106,11 @@ impl World {
             && (self.settings.protocol != Protocol::A || self.manager.graceful)
         {
             Standard::Live
-        } else if self.settings.protocol == Protocol::C || same_as_holder {
-            if loss == Loss::Power {
+        } else if self.settings.protocol == Protocol::C
+            || same_as_holder
+            || loss == Loss::PrimaryPower
+        {
+            if loss >= Loss::Power {
                 Standard::Flushed
             } else {
                 Standard::Live
