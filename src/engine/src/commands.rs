@@ -343,17 +343,26 @@ impl<P: Payload> Engine<P> {
             self.renegotiate(p, "detach");
         }
         let volume = &mut self.volumes[v];
-        let (mut superblock, mut bitmap) = (0, 0);
-        if let Some(backing) = volume.backing.as_mut() {
-            backing.superblock.flags.al_clean = true;
-            bitmap = backing.writer.want_bitmap();
-            superblock = backing.writer.want_superblock();
-        }
-        volume.after(superblock, bitmap, None, After::Detach);
+        let bitmap = volume
+            .backing
+            .as_mut()
+            .map_or(0, |backing| backing.writer.want_bitmap());
+        volume.after(0, bitmap, None, After::Detach);
         Ok(false)
     }
 
     pub(crate) fn detach_durable(&mut self, v: usize) {
+        // The log may be called clean only when the bits are on disk.
+        let volume = &mut self.volumes[v];
+        if let Some(backing) = volume
+            .backing
+            .as_mut()
+            .filter(|backing| !backing.superblock.flags.al_clean)
+        {
+            backing.superblock.flags.al_clean = true;
+            let superblock = backing.writer.want_superblock();
+            return volume.after(superblock, 0, None, After::Detach);
+        }
         if self.volumes[v].disk.has_data() {
             self.set_disk(v, DiskState::Detaching, "detach");
             self.disk_gone(v, "detach");

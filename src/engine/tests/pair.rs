@@ -451,7 +451,9 @@ impl Pair {
                 self.nodes[node].engine.status().peers[0].devices[0].out_of_sync_bytes;
             assert_eq!(out_of_sync, 0, "out of sync on node {node}");
         }
-        let data = load(&self.nodes[0].disk).layout.data_bytes as usize;
+        // A copy: laying the log anew must not touch the disk of a running engine.
+        let copy = RefCell::new(self.nodes[0].disk.borrow().clone());
+        let data = load(&copy).layout.data_bytes as usize;
         assert!(
             self.nodes[0].disk.borrow()[..data] == self.nodes[1].disk.borrow()[..data],
             "bytes differ"
