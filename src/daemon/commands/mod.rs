@@ -7,20 +7,25 @@ pub(crate) mod lifecycle;
 mod wait;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use qrbd_control::{
     Command, KernelError, Progress, Refusal, RefusalKind, Request, Response, StateChangeError,
     StatusReport, Target, VersionInformation, refusal,
 };
+use qrbd_engine::api::Notice;
 use qrbd_engine::state;
 use qrbd_engine::units::{NodeId, VolumeNumber};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::daemon::Daemon;
 use crate::resource::Shared;
 
 /// Progress on its way to the client; a client that does not read misses steps.
 pub(crate) type ProgressSender = mpsc::Sender<Progress>;
+
+/// How long a peer may take to do what it was asked for.
+const PEER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// True for commands that only wait: they end with their client.
 pub(crate) fn only_waits(command: &Command) -> bool {
@@ -170,7 +175,12 @@ async fn for_engines(daemon: &Daemon, target: &Target, command: &Command) -> Res
             }
         };
         for order in orders {
-            if let Err(found) = shared.command(order).await {
+            let asked = asked_of_peer(&shared, &order).map(|asked| (asked, shared.listen()));
+            let mut result = shared.command(order).await;
+            if let (Ok(()), Some(((peer, volume), notices))) = (&result, asked) {
+                result = peer_followed(peer, volume, notices, PEER_PATIENCE).await;
+            }
+            if let Err(found) = result {
                 let found = explained(&shared, found);
                 if found.exit_code != 0 {
                     first.get_or_insert(found);
@@ -179,6 +189,47 @@ async fn for_engines(daemon: &Daemon, target: &Target, command: &Command) -> Res
         }
     }
     answer(first)
+}
+
+/// Whom an order asks for something, and for which volume: a peer that is connected.
+fn asked_of_peer(shared: &Shared, order: &qrbd_engine::Command) -> Option<(NodeId, VolumeNumber)> {
+    let qrbd_engine::Command::InvalidateRemote { volume, peer } = *order else {
+        return None;
+    };
+    let status = shared.status();
+    let status = status.peers.iter().find(|status| status.node_id == peer)?;
+    (status.connection == state::ConnectionState::Connected).then_some((peer, volume))
+}
+
+/// Waits until the peer does what it was asked for, which begins with a new handshake: a `wait-sync` right after the command must
+/// not find the nodes in sync as they were before.
+///
+/// # Errors
+/// [`state::Refusal::PeerRefused`] if it does not in time.
+async fn peer_followed(
+    peer: NodeId,
+    volume: VolumeNumber,
+    mut notices: broadcast::Receiver<Notice>,
+    patience: Duration,
+) -> Result<(), state::Refusal> {
+    let begun = async {
+        loop {
+            match notices.recv().await {
+                Ok(Notice::Replication {
+                    peer: of,
+                    volume: number,
+                    from: state::ReplicationState::Established,
+                    ..
+                }) if (of, number) == (peer, volume) => return,
+                Ok(_) => {}
+                // What was missed may have been it, or the resource is gone.
+                Err(_) => return,
+            }
+        }
+    };
+    tokio::time::timeout(patience, begun)
+        .await
+        .map_err(|_| state::Refusal::PeerRefused)
 }
 
 /// What the engine is told.
@@ -281,6 +332,29 @@ fn translated(found: state::Refusal) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_peer_was_asked_for_is_done_when_its_volume_leaves_the_established_state() {
+        let leaves = |peer, volume| Notice::Replication {
+            peer: NodeId(peer),
+            volume: VolumeNumber(volume),
+            from: state::ReplicationState::Established,
+            to: state::ReplicationState::Off,
+            rule: "peer-renegotiates",
+        };
+        let sender = broadcast::Sender::new(8);
+        let patience = Duration::from_millis(20);
+        let asked = |notices| peer_followed(NodeId(1), VolumeNumber(0), notices, patience);
+
+        let notices = sender.subscribe();
+        sender.send(leaves(1, 0)).unwrap();
+        assert_eq!(asked(notices).await, Ok(()));
+
+        let notices = sender.subscribe();
+        sender.send(leaves(2, 0)).unwrap();
+        sender.send(leaves(1, 1)).unwrap();
+        assert_eq!(asked(notices).await, Err(state::Refusal::PeerRefused));
+    }
 
     #[test]
     fn refusals_keep_the_numbers_and_exit_codes_that_scripts_know() {
