@@ -149,7 +149,7 @@ pub enum RefusalReason {
     )]
     WrongKey(NodeId),
     /// No such node is configured here.
-    #[error("unknown node: no peer with node-id {0} is configured here")]
+    #[error("unknown node: no peer with node-id {0} is configured here, or it is StandAlone")]
     UnknownNode(NodeId),
     /// The dialer meant another node than the one it reached.
     #[error(
@@ -274,7 +274,7 @@ impl fmt::Display for CloseCode {
         formatter.write_str(match self {
             Self::Closed => "closed on request",
             Self::WrongKey => "wrong key",
-            Self::UnknownNode => "it does not know our node-id",
+            Self::UnknownNode => "it does not know our node-id, or is StandAlone",
             Self::OtherResource => "it serves another resource",
             Self::NoCommonVersion => "no common protocol version",
             Self::MalformedProof => "malformed proof",
