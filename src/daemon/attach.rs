@@ -14,7 +14,7 @@ use qrbd_engine::metadata::copies::MetadataError;
 use qrbd_engine::metadata::image::{self, LoadError, MetadataImage, Step};
 use qrbd_engine::metadata::layout::{LayoutError, Placement};
 use qrbd_engine::metadata::ring;
-use qrbd_engine::units::NodeId;
+use qrbd_engine::units::{NodeId, SECTOR_BYTES};
 
 /// How long a busy disk is tried: the kernel closes the files of a killed daemon only when its last I/O is done, which may be after
 /// the next daemon has started.
@@ -104,6 +104,7 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
         );
         return Err(Refusal::from(KernelError::InvalidPeerNodeId).with_detail(detail));
     }
+    notices.extend(coarse(&request.disk, data.info().alignment));
     for copy in &image.refused {
         notices.push(format!(
             "{}: {copy}; the other copy of the superblock is good and replaces it",
@@ -130,6 +131,17 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
         meta,
         image,
         notices,
+    })
+}
+
+/// What to know about a disk that does not take every sector: the peer's clients are told the peer's alignment, not this one.
+fn coarse(path: &Path, alignment: u32) -> Option<String> {
+    (u64::from(alignment) > SECTOR_BYTES).then(|| {
+        format!(
+            "{}: the disk takes only multiples of {alignment} bytes: use disks of the same alignment on both nodes, since a smaller \
+             write at a peer that accepts it counts as an I/O error of this disk",
+            path.display()
+        )
     })
 }
 
@@ -272,6 +284,13 @@ mod tests {
         assert_eq!(number(&other_node), RefusalKind::Kernel(171));
         let _holder = attach(&held).unwrap();
         assert_eq!(number(&held), RefusalKind::Kernel(114));
+    }
+
+    #[test]
+    fn a_disk_that_does_not_take_every_sector_is_pointed_out() {
+        assert_eq!(coarse(Path::new("/disk"), 512), None);
+        let notice = coarse(Path::new("/disk"), 4096).unwrap();
+        assert!(notice.starts_with("/disk: ") && notice.contains("multiples of 4096 bytes"));
     }
 
     #[test]
