@@ -432,6 +432,8 @@ fn fio_verifies_random_writes_at_depth_16() {
             "--fsync=32",
             "--verify=crc32c",
             "--verify_fatal=1",
+            // No file beside the sources.
+            "--verify_state_save=0",
         ],
     );
     assert!(said.contains("err= 0"), "{said}");
