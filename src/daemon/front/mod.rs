@@ -8,7 +8,7 @@
 //! - One task per connection; nothing is spawned per request. A request costs no system call of its own: what is there is
 //!   read at once, replies that are ready together leave together.
 //! - Payload of large writes is read into its final buffer; data of reads is written from the buffer it was read into.
-//! - What a client has in flight, replies it has not taken included, is bounded by [`Limits`]; beyond it nothing is read,
+//! - What a client has in flight, replies it has not taken included, is bounded by `Limits`; beyond it nothing is read,
 //!   which slows the client.
 //! - Every request that was read gets exactly one reply as long as the client takes replies.
 //! - A volume stays open as long as a request of the session is in flight, and no longer than the session.

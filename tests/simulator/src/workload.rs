@@ -236,7 +236,7 @@ impl World {
         fua: bool,
     ) -> u64 {
         let number = self.new_write(range, true);
-        let may_unmap = number % 2 == 0;
+        let may_unmap = number.is_multiple_of(2);
         self.submit(
             node,
             volume,

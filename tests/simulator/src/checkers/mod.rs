@@ -45,12 +45,15 @@ pub struct Violation {
     pub at: Micros,
 }
 
+/// What metadata say, by node, volume and durability, with the version they were read at.
+type KnownMetadata = BTreeMap<(NodeIndex, usize, bool), (u64, Rc<Knowledge>)>;
+
 /// What the checkers remember.
 pub struct Checks {
     /// Nodes that found a connection lost in the step at hand.
     separated: Vec<(NodeIndex, NodeIndex)>,
     /// What metadata say, by node, volume and durability, with the version they were read at.
-    knowledge: RefCell<BTreeMap<(NodeIndex, usize, bool), (u64, Rc<Knowledge>)>>,
+    knowledge: RefCell<KnownMetadata>,
     /// Writes that were handed to the network, by number.
     sent: Vec<bool>,
     /// Writes that another engine received, by number.

@@ -129,7 +129,7 @@ fn options(placement: Placement) -> CreateOptions {
         max_peers: 2,
         node_id: NodeId(1),
         device_uuid: 0xFEED,
-        al_slots: 7,
+        al_slots: 9,
     }
 }
 
@@ -175,7 +175,7 @@ fn log_extents(
     writer: &mut RingWriter,
     extents: &[u32],
 ) {
-    let mut slots = vec![None; 7];
+    let mut slots = vec![None; 9];
     let updates: Vec<_> = (0u16..)
         .zip(extents)
         .map(|(slot, &extent)| (slot, Some(extent)))
@@ -231,7 +231,7 @@ fn internal_metadata_leaves_the_data_alone() {
 
 #[test]
 fn bad_options_are_refused() {
-    for (al_slots, accepted) in [(6, false), (7, true), (26_680, true), (26_681, false)] {
+    for (al_slots, accepted) in [(8, false), (9, true), (26_680, true), (26_681, false)] {
         assert_eq!(
             create(&CreateOptions {
                 al_slots,
@@ -356,7 +356,7 @@ fn crash_during_recovery_loses_no_logged_extent_and_no_bit() {
 
     let mut loaded = device.load(&external()).unwrap();
     assert_eq!(loaded.logged, LoggedExtents::Known(vec![3, 10, 7]));
-    let (_, steps) = loaded.start_log_steps(9);
+    let (_, steps) = loaded.start_log_steps(11);
     assert_eq!(marked(&loaded.bitmaps[0]), expected);
     assert!(
         loaded.bitmaps[1].is_empty(),
@@ -375,7 +375,7 @@ fn crash_during_recovery_loses_no_logged_extent_and_no_bit() {
         (&reloaded.superblock, &reloaded.logged),
         (&loaded.superblock, &LoggedExtents::Known(vec![]))
     );
-    assert!(!reloaded.superblock.flags.al_clean && reloaded.superblock.al_slots == 9);
+    assert!(!reloaded.superblock.flags.al_clean && reloaded.superblock.al_slots == 11);
 }
 
 #[test]
