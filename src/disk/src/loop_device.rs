@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use loopdev::{LoopControl, LoopDevice};
 
@@ -13,10 +14,15 @@ use crate::error::{DiskError, DiskErrorKind, OperationKind};
 /// Attempts to find a free device while other processes look for one too.
 const ATTEMPTS: u32 = 16;
 
+/// How often and how long to wait for the kernel to let go of a detached file.
+const DETACH_ATTEMPTS: u32 = 200;
+const DETACH_PAUSE: Duration = Duration::from_millis(10);
+
 /// A file attached to a loop device.
 #[derive(Debug)]
 pub struct AttachedFile {
-    device: LoopDevice,
+    /// None only while it is dropped.
+    device: Option<LoopDevice>,
     path: PathBuf,
 }
 
@@ -47,7 +53,10 @@ impl AttachedFile {
                             "the loop device has no node in /dev",
                         )
                     })?;
-                    return Ok(AttachedFile { device, path });
+                    return Ok(AttachedFile {
+                        device: Some(device),
+                        path,
+                    });
                 }
                 Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {}
                 Err(error) => return Err(failed(&error)),
@@ -69,8 +78,21 @@ impl AttachedFile {
 }
 
 impl Drop for AttachedFile {
+    /// Detaches the file and waits until it is free again. The kernel lets go of it at the last close of the device, and a
+    /// descriptor that a child process just inherited lives until that process executes its program.
     fn drop(&mut self) {
-        // Still in use somewhere: the kernel detaches it at the last close.
-        let _ = self.device.detach();
+        if let Some(device) = self.device.take() {
+            let _ = device.detach();
+        }
+        let Some(name) = self.path.file_name().and_then(|name| name.to_str()) else {
+            return;
+        };
+        let backing = format!("/sys/block/{name}/loop/backing_file");
+        for _ in 0..DETACH_ATTEMPTS {
+            if !Path::new(&backing).exists() {
+                break;
+            }
+            std::thread::sleep(DETACH_PAUSE);
+        }
     }
 }
