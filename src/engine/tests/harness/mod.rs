@@ -1,0 +1,580 @@
+//! Two engines joined by a network and disks that are perfect unless a test holds something back.
+//!
+//! Owns what the shells own: disks, sessions, the way of messages, time. A test may hold back messages chosen by a predicate (lanes
+//! are not ordered with each other, so anything but the order within a lane is fair) and answers of a disk, and let them go later.
+//! Nothing is lost at random here and no clock runs by itself: faults by the thousand are the simulator's business.
+#![allow(dead_code)] // Each file of tests uses its part.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use qrbd_engine::api::{ClientError, IoError, LossReason, Notice};
+use qrbd_engine::config::{PeerConfig, VolumeConfig};
+use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage, Step};
+use qrbd_engine::metadata::layout::Placement;
+use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState};
+use qrbd_engine::units::{ByteRange, NodeId, Time, VolumeNumber};
+use qrbd_engine::wire::Message;
+use qrbd_engine::{
+    Command, CommandId, Effect, Engine, EngineConfig, Event, Operation, Payload, RequestId,
+    SessionId,
+};
+
+pub const DEVICE_BYTES: u64 = 64 << 20;
+pub const VOLUME: VolumeNumber = VolumeNumber(0);
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bytes(pub Rc<Vec<u8>>);
+
+impl Payload for Bytes {
+    fn length(&self) -> usize {
+        self.0.len()
+    }
+    fn is_zero(&self) -> bool {
+        self.0.iter().all(|&byte| byte == 0)
+    }
+}
+
+pub fn filled(value: u8, length: usize) -> Bytes {
+    Bytes(Rc::new(vec![value; length]))
+}
+
+/// A kind of operation on a node's disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Io {
+    Read,
+    Flush,
+    Metadata,
+}
+
+pub struct Node {
+    pub engine: Engine<Bytes>,
+    pub disk: Rc<RefCell<Vec<u8>>>,
+    pub completions: BTreeMap<u64, Result<Option<Bytes>, ClientError>>,
+    pub commands: BTreeMap<u64, Result<(), Refusal>>,
+    pub wants: bool,
+    pub session: Option<SessionId>,
+    pub rules: Vec<&'static str>,
+    pub fail_writes: bool,
+    pub detached: bool,
+    /// Operations of these kinds are carried out, but not answered before [`Pair::thaw`].
+    pub freeze: Vec<Io>,
+    pub frozen: VecDeque<Event<Bytes>>,
+}
+
+pub struct Pair {
+    pub nodes: [Node; 2],
+    pub now: Time,
+    pub wire: VecDeque<(usize, SessionId, Message<Bytes>)>,
+    pub sessions: u64,
+    pub next: u64,
+    pub linked: bool,
+    pub resync_bytes: u64,
+    /// Messages for which this is true do not arrive before [`Pair::release`].
+    pub hold_back: Option<fn(&Message<Bytes>) -> bool>,
+    pub held_back: VecDeque<(usize, SessionId, Message<Bytes>)>,
+}
+
+/// Messages between two nodes in one go, more than which means that they will talk for ever.
+const ENDLESS: usize = 100_000;
+
+pub fn config(node: usize, configure: &dyn Fn(&mut PeerConfig)) -> EngineConfig {
+    let mut peer = PeerConfig::new(NodeId(1 - node as u8));
+    configure(&mut peer);
+    EngineConfig {
+        node_id: NodeId(node as u8),
+        seed: [7 + node as u64, 9],
+        volumes: vec![VolumeConfig::new(VOLUME)],
+        peers: vec![peer],
+    }
+}
+
+pub fn run_steps(disk: &RefCell<Vec<u8>>, steps: impl IntoIterator<Item = Step>) {
+    for step in steps {
+        if let Step::Write { offset, bytes } = step {
+            disk.borrow_mut()[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+}
+
+pub fn fresh_disk(node: usize) -> Rc<RefCell<Vec<u8>>> {
+    let disk = Rc::new(RefCell::new(vec![0u8; DEVICE_BYTES as usize]));
+    let options = CreateOptions {
+        placement: Placement::Internal,
+        device_bytes: DEVICE_BYTES,
+        max_peers: 1,
+        node_id: NodeId(node as u8),
+        device_uuid: 77 + node as u64,
+        al_slots: 9,
+    };
+    let image = image::create(&options).unwrap();
+    run_steps(&disk, image.write_steps());
+    disk
+}
+
+pub fn load(disk: &RefCell<Vec<u8>>) -> MetadataImage {
+    let mut image = image::load::<String>(Placement::Internal, DEVICE_BYTES, |offset, bytes| {
+        bytes.copy_from_slice(&disk.borrow()[offset as usize..][..bytes.len()]);
+        Ok(())
+    })
+    .unwrap();
+    let (_, steps) = image.start_log_steps(9);
+    run_steps(disk, steps);
+    image
+}
+
+impl Node {
+    fn answer(&mut self, now: Time, kind: Option<Io>, event: Event<Bytes>) {
+        if kind.is_some_and(|kind| self.freeze.contains(&kind)) {
+            self.frozen.push_back(event);
+        } else {
+            self.engine.handle(now, event);
+        }
+    }
+
+    /// First byte of the block at the offset.
+    pub fn byte(&self, offset: u64) -> u8 {
+        self.disk.borrow()[offset as usize]
+    }
+}
+
+impl Pair {
+    pub fn new(configure: &dyn Fn(&mut PeerConfig)) -> Pair {
+        let node = |index: usize| Node {
+            engine: Engine::new(config(index, configure), Time(0)),
+            disk: fresh_disk(index),
+            completions: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            wants: false,
+            session: None,
+            rules: Vec::new(),
+            fail_writes: false,
+            detached: false,
+            freeze: Vec::new(),
+            frozen: VecDeque::new(),
+        };
+        Pair {
+            nodes: [node(0), node(1)],
+            now: Time(1),
+            wire: VecDeque::new(),
+            sessions: 0,
+            next: 0,
+            linked: true,
+            resync_bytes: 0,
+            hold_back: None,
+            held_back: VecDeque::new(),
+        }
+    }
+
+    pub fn event(&mut self, node: usize, event: Event<Bytes>) {
+        self.nodes[node].engine.handle(self.now, event);
+        self.run();
+    }
+
+    pub fn run(&mut self) {
+        for _ in 0..ENDLESS {
+            let mut progress = false;
+            for node in 0..2 {
+                while let Some(effect) = self.nodes[node].engine.poll() {
+                    progress = true;
+                    self.carry_out(node, effect);
+                }
+            }
+            progress |= self.link();
+            if let Some((to, session, message)) = self.wire.pop_front() {
+                progress = true;
+                if self.nodes[to].session == Some(session) {
+                    let peer = NodeId(1 - to as u8);
+                    self.nodes[to].engine.handle(
+                        self.now,
+                        Event::Frame {
+                            peer,
+                            session,
+                            message,
+                        },
+                    );
+                }
+            }
+            if !progress {
+                return;
+            }
+        }
+        panic!("the nodes talk for ever although no time passes");
+    }
+
+    /// Lets what was held back arrive, and holds nothing back any more.
+    pub fn release(&mut self) {
+        self.hold_back = None;
+        self.wire.append(&mut self.held_back);
+        self.run();
+    }
+
+    /// Lets the node's disk answer, and nothing freezes there any more.
+    pub fn thaw(&mut self, node: usize) {
+        self.nodes[node].freeze.clear();
+        while self.thaw_one(node) {}
+    }
+
+    /// Lets the node's disk answer the oldest operation that has no answer yet. False if there is none.
+    pub fn thaw_one(&mut self, node: usize) -> bool {
+        let answer = self.nodes[node].frozen.pop_front();
+        answer.map(|event| self.event(node, event)).is_some()
+    }
+
+    pub fn link(&mut self) -> bool {
+        let both_want = self.linked
+            && self
+                .nodes
+                .iter()
+                .all(|node| node.wants && node.session.is_none());
+        if both_want {
+            self.sessions += 1;
+            let session = SessionId(self.sessions);
+            for node in 0..2 {
+                self.nodes[node].session = Some(session);
+                let peer = NodeId(1 - node as u8);
+                self.nodes[node]
+                    .engine
+                    .handle(self.now, Event::PeerConnected { peer, session });
+            }
+        }
+        both_want
+    }
+
+    pub fn unlink(&mut self, session: SessionId, reason: LossReason) {
+        // What is on its way arrives first on a perfect network.
+        let on_its_way: Vec<_> = self.wire.drain(..).collect();
+        for (to, on, message) in on_its_way {
+            if self.nodes[to].session == Some(on) {
+                let peer = NodeId(1 - to as u8);
+                self.nodes[to].engine.handle(
+                    self.now,
+                    Event::Frame {
+                        peer,
+                        session: on,
+                        message,
+                    },
+                );
+            }
+        }
+        for node in 0..2 {
+            if self.nodes[node].session == Some(session) {
+                self.nodes[node].session = None;
+                let peer = NodeId(1 - node as u8);
+                self.nodes[node].engine.handle(
+                    self.now,
+                    Event::PeerLost {
+                        peer,
+                        session,
+                        reason,
+                    },
+                );
+            }
+        }
+    }
+
+    pub fn cut(&mut self) {
+        self.linked = false;
+        if let Some(session) = self.nodes[0].session {
+            self.unlink(session, LossReason::NetworkFailure);
+        }
+        self.run();
+    }
+
+    pub fn heal(&mut self) {
+        self.linked = true;
+        self.run();
+    }
+
+    pub fn carry_out(&mut self, index: usize, effect: Effect<Bytes>) {
+        let node = &mut self.nodes[index];
+        let done = |node: &mut Node, now, io, result| {
+            node.answer(now, None, Event::DiskDone { io, result })
+        };
+        match effect {
+            Effect::Read { io, range, .. } => {
+                let bytes =
+                    node.disk.borrow()[range.offset as usize..range.end() as usize].to_vec();
+                let result = Ok(Some(Bytes(Rc::new(bytes))));
+                node.answer(self.now, Some(Io::Read), Event::DiskDone { io, result });
+            }
+            Effect::Write {
+                io, range, payload, ..
+            } => {
+                if node.fail_writes {
+                    return done(node, self.now, io, Err(IoError::Failed));
+                }
+                node.disk.borrow_mut()[range.offset as usize..range.end() as usize]
+                    .copy_from_slice(&payload.0);
+                done(node, self.now, io, Ok(None));
+            }
+            Effect::Discard { io, range, .. } | Effect::WriteZeroes { io, range, .. } => {
+                node.disk.borrow_mut()[range.offset as usize..range.end() as usize].fill(0);
+                done(node, self.now, io, Ok(None));
+            }
+            Effect::Flush { io, .. } => {
+                let result = Ok(None);
+                node.answer(self.now, Some(Io::Flush), Event::DiskDone { io, result });
+            }
+            Effect::MetadataWrite {
+                io, offset, bytes, ..
+            } => {
+                node.disk.borrow_mut()[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+                let result = Ok(());
+                node.answer(
+                    self.now,
+                    Some(Io::Metadata),
+                    Event::MetadataDone { io, result },
+                );
+            }
+            Effect::MetadataFlush { io, .. } => {
+                let result = Ok(());
+                node.answer(
+                    self.now,
+                    Some(Io::Metadata),
+                    Event::MetadataDone { io, result },
+                );
+            }
+            Effect::Send {
+                session, message, ..
+            } => {
+                if let Message::ResyncData { range, .. } | Message::ResyncZeroes { range, .. } =
+                    &message
+                {
+                    self.resync_bytes += u64::from(range.length);
+                }
+                let wire = match self.hold_back {
+                    Some(held) if held(&message) => &mut self.held_back,
+                    _ => &mut self.wire,
+                };
+                wire.push_back((1 - index, session, message));
+            }
+            Effect::CloseSession { session, .. } => self.unlink(session, LossReason::Closed),
+            Effect::StartConnecting { .. } => node.wants = true,
+            Effect::StopConnecting { .. } => node.wants = false,
+            Effect::Complete { id, result } => assert!(
+                node.completions.insert(id.0, result).is_none(),
+                "completed twice"
+            ),
+            Effect::CommandDone { id, result } => assert!(
+                node.commands.insert(id.0, result).is_none(),
+                "answered twice"
+            ),
+            Effect::Detached { .. } => node.detached = true,
+            Effect::Handler { .. } => {}
+            Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
+            Effect::Notice(_) => {}
+        }
+    }
+
+    /// Gives a command and does not wait for its answer.
+    pub fn give(&mut self, node: usize, command: Command) -> u64 {
+        self.next += 1;
+        let id = self.next;
+        self.event(
+            node,
+            Event::Command {
+                id: CommandId(id),
+                command,
+            },
+        );
+        id
+    }
+
+    pub fn command(&mut self, node: usize, command: Command) -> Result<(), Refusal> {
+        let id = self.give(node, command);
+        for _ in 0..100 {
+            if let Some(result) = self.nodes[node].commands.get(&id) {
+                return *result;
+            }
+            self.pass_time();
+        }
+        panic!("command {id} never answered");
+    }
+
+    /// Jumps to the next timer.
+    pub fn pass_time(&mut self) {
+        let next = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.engine.next_timeout())
+            .min();
+        self.now = next.unwrap_or(self.now.after(1)).max(self.now.after(1));
+        for node in 0..2 {
+            self.event(node, Event::Tick);
+        }
+    }
+
+    pub fn submit(&mut self, node: usize, operation: Operation<Bytes>) -> u64 {
+        self.next += 1;
+        let id = self.next;
+        self.event(
+            node,
+            Event::Request {
+                id: RequestId(id),
+                volume: VOLUME,
+                operation,
+            },
+        );
+        id
+    }
+
+    /// Submits the write of a block and does not wait for its completion.
+    pub fn start_write(&mut self, node: usize, offset: u64, value: u8) -> u64 {
+        let operation = Operation::Write {
+            range: ByteRange::new(offset, 4096),
+            payload: filled(value, 4096),
+            fua: false,
+        };
+        self.submit(node, operation)
+    }
+
+    pub fn write(&mut self, node: usize, offset: u64, value: u8) {
+        let id = self.start_write(node, offset, value);
+        assert_eq!(
+            self.nodes[node].completions.get(&id),
+            Some(&Ok(None)),
+            "write of {value} at {offset}"
+        );
+    }
+
+    pub fn read(&mut self, node: usize, offset: u64) -> u8 {
+        let id = self.submit(node, Operation::Read(ByteRange::new(offset, 4096)));
+        match self.nodes[node].completions.get(&id) {
+            Some(Ok(Some(bytes))) => {
+                assert!(
+                    bytes.0.iter().all(|&byte| byte == bytes.0[0]),
+                    "a mixed block"
+                );
+                bytes.0[0]
+            }
+            other => panic!("read at {offset}: {other:?}"),
+        }
+    }
+
+    pub fn attach(&mut self, node: usize) -> Result<(), Refusal> {
+        let command = self.attach_command(node);
+        self.command(node, command)
+    }
+
+    pub fn attach_command(&mut self, node: usize) -> Command {
+        self.nodes[node].detached = false;
+        let image = Box::new(load(&self.nodes[node].disk));
+        Command::Attach {
+            volume: VOLUME,
+            image,
+        }
+    }
+
+    pub fn detach(&mut self, node: usize) -> Result<(), Refusal> {
+        self.command(
+            node,
+            Command::Detach {
+                volume: VOLUME,
+                force: false,
+            },
+        )
+    }
+
+    pub fn up(&mut self, node: usize) {
+        self.attach(node).unwrap();
+        self.connect(node, false);
+    }
+
+    pub fn connect(&mut self, node: usize, discard_my_data: bool) {
+        self.command(
+            node,
+            Command::Connect {
+                peer: NodeId(1 - node as u8),
+                discard_my_data,
+            },
+        )
+        .unwrap();
+    }
+
+    pub fn restart(&mut self, node: usize, configure: &dyn Fn(&mut PeerConfig)) {
+        if let Some(session) = self.nodes[node].session {
+            self.wire.clear();
+            self.nodes[node].session = None;
+            let other = 1 - node;
+            self.nodes[other].session = None;
+            let peer = NodeId(node as u8);
+            self.nodes[other].engine.handle(
+                self.now,
+                Event::PeerLost {
+                    peer,
+                    session,
+                    reason: LossReason::NetworkFailure,
+                },
+            );
+        }
+        let engine = Engine::new(config(node, configure), self.now);
+        let old = &mut self.nodes[node];
+        old.engine = engine;
+        old.wants = false;
+        old.rules.clear();
+        self.run();
+    }
+
+    pub fn disk(&self, node: usize) -> DiskState {
+        self.nodes[node].engine.status().volumes[0].disk
+    }
+
+    pub fn replication(&self, node: usize) -> ReplicationState {
+        self.nodes[node].engine.status().peers[0].devices[0].replication
+    }
+
+    pub fn connection(&self, node: usize) -> ConnectionState {
+        self.nodes[node].engine.status().peers[0].connection
+    }
+
+    pub fn assert_equal_and_in_sync(&mut self) {
+        for _ in 0..20 {
+            if (0..2).all(|node| {
+                self.disk(node) == DiskState::UpToDate
+                    && self.replication(node) == ReplicationState::Established
+            }) {
+                break;
+            }
+            self.pass_time();
+        }
+        for node in 0..2 {
+            assert_eq!(self.disk(node), DiskState::UpToDate, "disk of node {node}");
+            assert_eq!(
+                self.replication(node),
+                ReplicationState::Established,
+                "replication of node {node}"
+            );
+            let out_of_sync =
+                self.nodes[node].engine.status().peers[0].devices[0].out_of_sync_bytes;
+            assert_eq!(out_of_sync, 0, "out of sync on node {node}");
+        }
+        // A copy: laying the log anew must not touch the disk of a running engine.
+        let copy = RefCell::new(self.nodes[0].disk.borrow().clone());
+        let data = load(&copy).layout.data_bytes as usize;
+        assert!(
+            self.nodes[0].disk.borrow()[..data] == self.nodes[1].disk.borrow()[..data],
+            "bytes differ"
+        );
+    }
+
+    /// Both up, node 0 forced Primary, initial sync done.
+    pub fn synced(configure: &dyn Fn(&mut PeerConfig)) -> Pair {
+        let mut pair = Pair::new(configure);
+        pair.nodes[0].disk.borrow_mut()[8192] = 55;
+        pair.up(0);
+        pair.up(1);
+        assert_eq!(pair.disk(0), DiskState::Inconsistent);
+        assert_eq!(
+            pair.command(0, Command::Promote { force: false }),
+            Err(Refusal::NoUpToDateDisk)
+        );
+        assert_eq!(pair.command(0, Command::Promote { force: true }), Ok(()));
+        pair.assert_equal_and_in_sync();
+        assert_eq!(pair.nodes[1].disk.borrow()[8192], 55);
+        pair
+    }
+}
+
+pub fn plain(_: &mut PeerConfig) {}

@@ -1,0 +1,180 @@
+//! Lanes are not ordered with each other, and a disk may answer late: what overtakes what must not matter.
+//!
+//! Each test holds back one thing on its way (messages of a lane, answers of a disk) across the moment at which it would do harm.
+
+mod harness;
+
+use harness::*;
+use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
+use qrbd_engine::wire::{Lane, Message};
+use qrbd_engine::{Command, Operation};
+
+const FAR: u64 = 20 << 20;
+
+#[test]
+fn a_primary_that_attaches_again_waits_for_its_writes_on_the_data_lane() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    pair.detach(0).unwrap();
+    pair.write(0, 0, 2);
+    assert_eq!(pair.disk(0), DiskState::Diskless);
+    pair.hold_back = Some(|message| message.lane() == Lane::Data);
+    let write = pair.start_write(0, FAR, 9);
+    let attach = pair.attach_command(0);
+    pair.give(0, attach);
+    assert!(!pair.nodes[0].completions.contains_key(&write));
+    assert_eq!(pair.disk(0), DiskState::Negotiating);
+    pair.release();
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    assert_eq!(
+        pair.read(0, FAR),
+        9,
+        "the Primary reads what it was told is written"
+    );
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_write_that_waits_for_the_activity_log_when_a_handshake_begins_is_mirrored() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    pair.pass_time();
+    pair.cut();
+    // Nothing differs. A write to a cold extent waits for its transaction while the link comes back.
+    pair.nodes[0].freeze = vec![Io::Metadata];
+    pair.nodes[1].freeze = vec![Io::Metadata];
+    let write = pair.start_write(0, FAR, 9);
+    pair.heal();
+    assert_eq!(pair.connection(0), ConnectionState::Connected);
+    pair.thaw(0);
+    assert_eq!(
+        pair.nodes[0].byte(FAR),
+        0,
+        "not submitted during a handshake"
+    );
+    pair.thaw(1);
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    assert_eq!(pair.nodes[1].byte(FAR), 9);
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_flush_of_an_old_session_makes_no_epoch_of_the_new_one_durable() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    pair.nodes[1].freeze = vec![Io::Flush];
+    pair.pass_time();
+    assert_eq!(pair.nodes[1].frozen.len(), 1, "the barrier's flush runs");
+    pair.cut();
+    pair.heal();
+    pair.write(0, 4096, 2);
+    let flush = pair.submit(0, Operation::Flush);
+    assert!(pair.nodes[1].frozen.len() > 1, "so does the new session's");
+    pair.thaw_one(1);
+    assert_eq!(
+        pair.nodes[0].completions.get(&flush),
+        None,
+        "the peer's disk did not flush what was written"
+    );
+    pair.thaw(1);
+    assert_eq!(pair.nodes[0].completions.get(&flush), Some(&Ok(None)));
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_read_of_a_stopped_resync_is_not_taken_for_one_of_the_next() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    pair.write(0, 40960, 1);
+    pair.detach(0).unwrap();
+    pair.write(0, 40960, 7);
+    pair.nodes[1].freeze = vec![Io::Read];
+    pair.attach(0).unwrap();
+    assert_eq!(pair.replication(0), ReplicationState::SyncTarget);
+    let first = pair.nodes[1].frozen.len();
+    assert!(first > 0, "the source reads");
+    // The target loses its disk again, and the session stands.
+    pair.nodes[0].fail_writes = true;
+    pair.write(0, FAR, 5);
+    pair.nodes[0].fail_writes = false;
+    assert_eq!(pair.disk(0), DiskState::Diskless);
+    pair.write(0, 0, 3);
+    pair.attach(0).unwrap();
+    assert_eq!(pair.replication(0), ReplicationState::SyncTarget);
+    assert!(pair.nodes[1].frozen.len() > first, "it reads again");
+    pair.thaw(1);
+    pair.assert_equal_and_in_sync();
+    assert_eq!((pair.nodes[0].byte(0), pair.nodes[0].byte(40960)), (3, 7));
+}
+
+#[test]
+fn a_lost_disk_is_reported_before_the_handshake_for_the_next_one() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    pair.hold_back = Some(|message| matches!(message, Message::DiskLost { .. }));
+    pair.nodes[0].fail_writes = true;
+    let write = pair.start_write(0, FAR, 9);
+    pair.nodes[0].fail_writes = false;
+    assert_eq!(pair.disk(0), DiskState::Diskless);
+    let attach = pair.attach_command(0);
+    pair.give(0, attach);
+    pair.release();
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[0].byte(FAR), 9);
+}
+
+#[test]
+fn a_node_is_not_promoted_on_what_a_disk_claims_while_it_is_compared() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    pair.detach(1).unwrap();
+    pair.write(0, 0, 2);
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    pair.hold_back = Some(|_| true);
+    let attach = pair.attach_command(1);
+    pair.give(1, attach);
+    let promote = pair.give(1, Command::Promote { force: false });
+    assert_eq!(pair.nodes[1].commands.get(&promote), None);
+    pair.release();
+    assert_eq!(pair.connection(1), ConnectionState::Connected);
+    assert_ne!(
+        pair.nodes[1].commands.get(&promote),
+        Some(&Err(Refusal::NoUpToDateDisk))
+    );
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[1].commands.get(&promote), Some(&Ok(())));
+    assert_eq!(pair.nodes[1].engine.status().role, Role::Primary);
+    assert_eq!(pair.read(1, 0), 2);
+}
+
+#[test]
+fn a_demotion_vouches_for_writes_that_the_peer_may_have_lost() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    for _ in 0..3 {
+        pair.pass_time();
+    }
+    let durable = pair.nodes[1].disk.borrow().clone();
+    pair.write(0, 0, 2);
+    pair.cut();
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    // Power loss: what the other node had not flushed is gone (its metadata did not change meanwhile).
+    *pair.nodes[1].disk.borrow_mut() = durable;
+    pair.restart(1, &plain);
+    pair.attach(1).unwrap();
+    pair.command(1, Command::Promote { force: false }).unwrap();
+    pair.write(1, 4096, 3);
+    pair.connect(1, false);
+    pair.heal();
+    assert_eq!(
+        (pair.connection(0), pair.connection(1)),
+        (ConnectionState::StandAlone, ConnectionState::StandAlone),
+        "a split brain: both went on alone"
+    );
+    assert_eq!(
+        pair.nodes[0].byte(0),
+        2,
+        "a write that was completed and flushed is overwritten by nobody"
+    );
+}
