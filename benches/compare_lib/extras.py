@@ -1,0 +1,82 @@
+"""What is no load on a running export: QUIC alone, a resync, the memory of the daemons, the death of a Primary."""
+import json
+import time
+
+from .loads import FILL, LOADS, fio_command, run_load
+from .processes import StepFailed
+from .replica import LargeDevice, ProtocolC, promote
+
+PACKETS = (8972, 1452)
+# A load that touches many extents, and the one that holds the most bytes under way.
+MEMORY_LOADS = [load for load in LOADS if load.name in ("write-4k-32", "write-1m-8")]
+FAILOVER_LOAD = next(load for load in LOADS if load.name == "write-4k-32")
+SYNC_SECONDS = 300
+
+
+def raw_quinn(context, packet_bytes, seconds):
+    command = [f"{context.programs}/qrbd-raw-quinn", "--packet", packet_bytes, "--seconds", seconds]
+    sample = json.loads(context.processes.run("raw quinn", command, 60 + 4 * seconds))
+    if sample["packet_bytes"] != packet_bytes:
+        raise StepFailed(f"QUIC found packets of {sample['packet_bytes']} bytes, not {packet_bytes}")
+    return sample
+
+
+def resync(pair):
+    """Time from `connect` until both copies are whole, after every block was written while the peer was away."""
+    size = pair.context.size_bytes
+    pair.admin("bob", "disconnect", "r0")
+    pair.wait_until("alice is alone", lambda: pair.state("alice")["replication"] == "Off")
+    run_load(pair.context.processes, FILL, pair.target(), size, None)
+    marked = pair.state("alice")["out_of_sync"] * 1024
+    if marked < size:
+        raise StepFailed(f"{marked} bytes are marked after {size} were written alone")
+    begun = time.monotonic()
+    pair.admin("bob", "connect", "r0")
+    pair.wait_until("the resync is done", pair.healthy, SYNC_SECONDS)
+    return {"bytes": marked, "seconds": time.monotonic() - begun}
+
+
+def memory(context, seconds):
+    """Resident memory of both daemons of a pair with 1 TiB, after loads on a part of it."""
+    pair = LargeDevice(context)
+    try:
+        pair.start()
+        for load in MEMORY_LOADS:
+            run_load(context.processes, load, pair.target(), context.size_bytes, seconds)
+        return {"device_bytes": pair.disk_bytes, **{node: pair.memory_bytes(node) for node in pair.nodes}}
+    finally:
+        stop(pair)
+
+
+class FailoverPair(ProtocolC):
+    name = "qrbd-failover"
+    disk_bytes = 260 << 20
+
+
+def failover(context, rounds):
+    """Kills the Primary under load and promotes the other node at once, `rounds` times, each node in turn."""
+    pair = FailoverPair(context)
+    samples = []
+    try:
+        pair.start()
+        for _ in range(rounds):
+            dying, survivor = pair.primary, "bob" if pair.primary == "alice" else "alice"
+            output = f"{pair.directory}/fio.json"
+            load = context.processes.start("fio.failover", fio_command(FAILOVER_LOAD, pair.target(), 256 << 20, 30, output, 1))
+            time.sleep(1)
+            if load.poll() is not None:
+                raise StepFailed(f"the load ended by itself:\n{context.processes.end_of_log('fio.failover')}")
+            pair.kill_node(dying)
+            seconds, requests = promote(pair, survivor)
+            samples.append({"seconds": seconds, "requests": requests})
+            context.processes.end(load)
+            pair.start_node(dying)
+            pair.wait_until("the killed node is whole again", lambda: pair.healthy(survivor), 60)
+        return samples
+    finally:
+        stop(pair)
+
+
+def stop(pair):
+    for process in list(pair.processes.values()):
+        pair.context.processes.end(process)

@@ -1,0 +1,1 @@
+"""Tests of what the comparison computes and shows: `benches/compare --self-test`."""

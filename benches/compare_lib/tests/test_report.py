@@ -1,0 +1,217 @@
+"""Statistics, tables, goals, picture and document, from records that are written here."""
+import contextlib
+import io
+import os
+import unittest
+from xml.dom import minidom
+
+from compare_lib import document, figures, goals, loads, main, replica, table
+from compare_lib.peers import GUARANTEES
+from compare_lib.picture import picture
+from compare_lib.processes import Processes, StepFailed
+
+
+def sample(iops, bytes_per_second=0, p50=100.0):
+    return {"iops": iops, "bytes_per_second": bytes_per_second, "latency_us": {"mean": p50, "p50": p50, "p99": 2 * p50}}
+
+
+def record(**changes):
+    """Protocol C beside plain: 3 rounds."""
+    peers = [("plain", "plain: qemu-nbd", "unreplicated"), ("qrbd-c", "QRBD, protocol C", "qrbd")]
+    whole = {
+        "environment": {
+            "processor": "A & B <fast>", "cores": 2, "kernel": "6.1", "file system": "ext4", "qrbd": "abc", "fio": "fio-3",
+            "qemu": "qemu-nbd 10", "nbdkit": "nbdkit 1", "date": "2030-01-01", "load at the start": 0.1,
+        },
+        "options": {"rounds": 5, "runtime": 3, "size_bytes": 1 << 30},
+        "peers": [
+            {"name": name, "title": title, "kind": kind, "guarantees": {word: f"{word} of {name}" for word in GUARANTEES}}
+            for name, title, kind in peers
+        ],
+        "loads": {
+            "write-4k-1": {
+                "plain": [sample(7000), sample(5000), sample(9000)],
+                "qrbd-c": [sample(3000), sample(3500), sample(90000)],
+            },
+            "write-1m-8": {"plain": [sample(1, 2e9)], "qrbd-c": [sample(1, 5e8)]},
+        },
+        "failures": [],
+    }
+    whole.update(changes)
+    return whole
+
+
+def named(found):
+    return {goal.name: goal for goal in found}
+
+
+class Statistics(unittest.TestCase):
+    def test_the_median_of_an_even_number_lies_between_the_middle_two(self):
+        self.assertEqual(figures.Figures([4, 1, 3, 2]).median, 2.5)
+
+    def test_one_wild_round_moves_the_spread_and_not_the_median(self):
+        wild = figures.Figures([10, 11, 12, 13, 1000])
+        self.assertEqual((wild.median, wild.least, wild.most), (12, 10, 1000))
+
+    def test_no_samples_are_an_error_and_not_a_zero(self):
+        with self.assertRaises(ValueError):
+            figures.Figures([])
+
+    def test_a_ratio_to_nothing_is_none(self):
+        self.assertIsNone(figures.ratio(1, 0))
+        self.assertIsNone(figures.ratio(1, None))
+        self.assertIsNone(figures.ratio(None, 1))
+        self.assertEqual(figures.ratio(1, 2), 0.5)
+
+    def test_numbers_have_three_digits(self):
+        shown = [figures.number(value) for value in (None, 0.5, 9.876, 98.76, 987.6, 98765.4)]
+        self.assertEqual(shown, ["-", "0.50", "9.88", "98.8", "988", "98 765"])
+
+
+class Fio(unittest.TestCase):
+    TEXT = (
+        'fio: connected to NBD server\n{"jobs": [{"error": 0, "write": {"total_ios": 9, "iops": 7.5, "bw_bytes": 30720, "lat_ns": '
+        '{"mean": 2000.0}, "clat_ns": {"percentile": {"50.000000": 1500, "99.000000": 9000}}}, "read": {"total_ios": 0}}]}'
+    )
+    WRITE, READ = loads.LOADS[0], loads.LOADS[4]
+
+    def test_figures_are_found_behind_lines_for_people(self):
+        found = loads.read_sample(self.TEXT, self.WRITE)
+        self.assertEqual((found["iops"], found["bytes_per_second"]), (7.5, 30720))
+        self.assertEqual(found["latency_us"], {"mean": 2.0, "p50": 1.5, "p99": 9.0})
+
+    def test_a_run_that_did_nothing_is_a_failure(self):
+        for text in (self.TEXT.replace('"total_ios": 9', '"total_ios": 0'), self.TEXT.replace('"error": 0', '"error": 5'), "", "{}"):
+            with self.assertRaises(StepFailed):
+                loads.read_sample(text, self.WRITE)
+        with self.assertRaises(StepFailed):
+            loads.read_sample(self.TEXT, self.READ)
+
+    def test_a_load_with_flushes_says_so_to_fio(self):
+        for load in loads.LOADS:
+            command = loads.fio_command(load, [], 1 << 20, 1.5, "out", 1)
+            self.assertEqual("--fsync=1" in command, "flush" in load.name)
+            self.assertIn("--runtime=1500ms", command)
+
+
+class Report(unittest.TestCase):
+    def test_the_table_has_medians_spreads_and_ratios_to_plain(self):
+        lines = [line.split() for line in table.table(record()).splitlines()]
+        row = next(line for line in lines if line[:3] == ["QRBD,", "protocol", "C"] and line[-2:] == ["100", "200"])
+        self.assertEqual(row[3:], ["3", "500", "3", "000", "90", "000", "0.50", "x", "100", "200"])
+
+    def test_without_plain_there_are_figures_and_no_ratios(self):
+        alone = record()
+        for load in alone["loads"].values():
+            del load["plain"]
+        rows = table.load_rows(alone, loads.LOADS[0])
+        self.assertEqual([(peer["name"], found.median, to_plain) for peer, found, to_plain, _, _ in rows], [("qrbd-c", 3500, None)])
+
+    def test_the_table_says_what_each_guarantees_and_what_failed(self):
+        shown = table.table(record(failures=["nbdkit file: it burns"]))
+        for text in ("FLUSH makes durable of plain", "encrypted of qrbd-c", "nbdkit file: it burns"):
+            self.assertIn(text, shown)
+
+    def test_a_short_run_says_that_it_is_not_for_quoting(self):
+        short = record(options={"rounds": 1, "runtime": 1, "size_bytes": 1 << 20})
+        self.assertIn("not for quoting", table.table(short))
+        self.assertNotIn("not for quoting", table.table(record()))
+
+    def test_the_picture_is_xml_with_a_bar_for_each_measurement(self):
+        drawn = minidom.parseString(picture(record()))
+        bars = [bar for bar in drawn.getElementsByTagName("rect") if bar.getAttribute("height") == "14"]
+        self.assertEqual(len(bars), 4)
+        widths = [float(bar.getAttribute("width")) for bar in bars]
+        self.assertAlmostEqual(widths[2] / widths[3], 4, places=1)
+
+
+class Goals(unittest.TestCase):
+    def test_only_what_was_measured_is_judged(self):
+        found = named(goals.goals(record()))
+        self.assertEqual(set(found), {"P1", "P3"})
+        self.assertEqual((found["P1"].value, found["P1"].met), (0.5, False))
+        self.assertEqual(found["P3"].value, 0.25)
+
+    def test_a_ratio_must_be_high_and_a_duration_low(self):
+        quick = named(goals.goals(record(failover=[{"seconds": 0.1, "requests": 1}])))["P11"]
+        slow = named(goals.goals(record(failover=[{"seconds": 0.9, "requests": 1}])))["P11"]
+        self.assertEqual((quick.met, slow.met), (True, False))
+        self.assertTrue(goals.Goal("", "", 1.5, 1.0, "x").met)
+        self.assertFalse(goals.Goal("", "", 1.5, 1.1, "x at most").met)
+
+    def test_a_resync_is_held_against_the_slower_of_disk_and_network(self):
+        whole = record(resync=[{"bytes": 10**9, "seconds": 1}], quinn={"8972": [{"bytes_per_second": 2e9, "latency_us": {"p50": 20}}]})
+        whole["loads"]["write-1m-8"]["raw"] = [sample(1, 4e9)]
+        self.assertEqual(named(goals.goals(whole))["P6"].value, 0.5)
+
+    def test_added_latency_is_held_against_the_sum_of_its_parts(self):
+        whole = record(quinn={"8972": [{"bytes_per_second": 2e9, "latency_us": {"p50": 20}}]})
+        whole["loads"]["write-4k-1"].update({"raw": [sample(1, p50=50)], "nbdkit-memory": [sample(1, p50=30)]})
+        self.assertEqual(named(goals.goals(whole))["P8"].value, 1.0)
+
+
+class Document(unittest.TestCase):
+    def test_what_is_between_the_markers_is_exchanged_and_nothing_else(self):
+        old = f"before\n{document.BEGIN}\nold\n{document.END}\nafter\n"
+        self.assertEqual(document.between_markers(old, "new\n"), f"before\n{document.BEGIN}\nnew\n{document.END}\nafter\n")
+
+    def test_a_document_without_its_markers_is_refused(self):
+        for broken in ("", document.BEGIN, f"{document.END}{document.BEGIN}", (document.BEGIN + document.END) * 2):
+            with self.assertRaises(StepFailed):
+                document.between_markers(broken, "new")
+
+    def test_the_document_of_the_repository_has_its_markers(self):
+        with open(os.path.join(document.ROOT, document.DOCUMENT), encoding="utf-8") as file:
+            self.assertIn("new\n", document.between_markers(file.read(), "new\n"))
+
+
+class CommandLine(unittest.TestCase):
+    def refused(self, *words):
+        with contextlib.redirect_stderr(io.StringIO()) as said, self.assertRaises(SystemExit):
+            main.arguments(words)
+        return said.getvalue()
+
+    def test_unknown_loads_and_peers_are_refused_with_the_known_ones(self):
+        self.assertIn("write-4k-32", self.refused("--loads", "fast"))
+        self.assertIn("qrbd-c", self.refused("--peers", "plain,drdb"))
+        self.assertIn("1 .. 1000", self.refused("--rounds", "0"))
+
+    def test_quick_is_a_default_and_no_limit(self):
+        quick = main.arguments(["--quick", "--rounds", "7"])
+        self.assertEqual((quick.rounds, quick.runtime), (7, 0.4))
+        self.assertEqual(main.arguments([]).rounds, 5)
+
+
+def alive_in_group(group):
+    """Processes of a group that still run; what only waits to be collected by its parent does not."""
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8") as file:
+            state, _, its_group = file.read().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(name)
+    return found
+
+
+class Started(unittest.TestCase):
+    def test_what_was_started_is_ended_with_its_children(self):
+        processes = Processes("/tmp")
+        child = processes.start("qrbd-compare-test", ["sh", "-c", "trap '' TERM; sleep 60 & wait; sleep 60"])
+        processes.end_all()
+        os.unlink(processes.log_of("qrbd-compare-test"))
+        self.assertIsNotNone(child.returncode)
+        self.assertEqual(alive_in_group(child.pid), [])
+
+    def test_a_command_that_hangs_is_ended_and_named(self):
+        processes = Processes("/tmp")
+        with self.assertRaisesRegex(StepFailed, "sleeper did not end within 0.2 s"):
+            processes.run("sleeper", ["sleep", "60"], 0.2)
+        self.assertEqual(processes.running, [])
+
+    def test_a_status_without_a_connection_is_understood(self):
+        state = replica.read_status('[{"role": "Primary", "devices": [{"disk-state": "UpToDate"}], "connections": []}]')
+        self.assertEqual((state["replication"], state["out_of_sync"]), ("Off", 0))
+
+
+if __name__ == "__main__":
+    unittest.main()
