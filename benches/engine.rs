@@ -1,7 +1,12 @@
 //! A 4 KiB write through two engines, from the request to its completion, without disks and network.
+//!
+//! Besides the time of a write it prints how many events both engines handled for it, and so how many they handle in a second.
 
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use qrbd_benches::Places;
 use qrbd_benches::pair::Pair;
-use qrbd_benches::{Places, measure};
 use qrbd_engine::wire::message::Protocol;
 
 const DEVICE_BYTES: u64 = 1 << 40;
@@ -9,58 +14,93 @@ const DEVICE_BYTES: u64 = 1 << 40;
 const HOT_BLOCKS: u64 = 1 << 18;
 /// And to these, of which it holds few: most writes need a transaction of the log.
 const COLD_BLOCKS: u64 = 1 << 27;
+const WARM_UP: usize = 2000;
 
-fn main() {
-    for protocol in [Protocol::A, Protocol::B, Protocol::C] {
-        writes(protocol, 1, HOT_BLOCKS, false, "hot extents");
-    }
-    writes(Protocol::C, 32, HOT_BLOCKS, false, "hot extents");
-    writes(
-        Protocol::C,
-        32,
-        HOT_BLOCKS,
-        true,
-        "hot extents, frames coded",
-    );
-    writes(Protocol::C, 32, COLD_BLOCKS, false, "cold extents");
-    alone();
+struct Load {
+    protocol: Protocol,
+    /// Writes in flight together: as many ranges are looked through for overlaps.
+    depth: usize,
+    blocks: u64,
+    with_codec: bool,
+    connected: bool,
 }
 
-fn writes(protocol: Protocol, depth: usize, blocks: u64, with_codec: bool, what: &str) {
-    let mut pair = Pair::new(DEVICE_BYTES, protocol, with_codec);
+const HOT: Load = Load {
+    protocol: Protocol::C,
+    depth: 1,
+    blocks: HOT_BLOCKS,
+    with_codec: false,
+    connected: true,
+};
+
+fn writes(criterion: &mut Criterion, name: &str, load: &Load) {
+    let mut pair = Pair::new(DEVICE_BYTES, load.protocol, load.with_codec);
+    if !load.connected {
+        pair.cut();
+    }
     let mut places = Places::new(1);
-    for _ in 0..2000 {
-        pair.write((0..depth).map(|_| places.below(blocks)));
+    let mut write =
+        |pair: &mut Pair| pair.write((0..load.depth).map(|_| places.below(load.blocks)));
+    (0..WARM_UP / load.depth + 1).for_each(|_| write(&mut pair));
+    let (events, mut written) = (pair.events(), 0);
+    let mut group = criterion.benchmark_group("engine");
+    group.throughput(Throughput::Elements(load.depth as u64));
+    group.bench_function(name, |bencher| {
+        bencher.iter(|| {
+            write(&mut pair);
+            written += load.depth;
+        });
+    });
+    group.finish();
+    // Nothing was written if another benchmark was asked for.
+    if written > 0 {
+        let each = (pair.events() - events) as f64 / written as f64;
+        println!(
+            "{:<24}events: {each:.1} for each write, both engines together",
+            ""
+        );
     }
-    let (events, mut writes) = (pair.events(), 0);
-    measure(
-        &format!("write, protocol {protocol:?}, {depth} in flight, {what}"),
-        depth as u64,
-        || {
-            pair.write((0..depth).map(|_| places.below(blocks)));
-            writes += depth as u64;
-        },
-    );
-    println!(
-        "{:<58} {:>10.1} events in both engines for each write",
-        "",
-        (pair.events() - events) as f64 / writes as f64
-    );
 }
 
-/// A Primary without its peer: the bitmap is marked.
-fn alone() {
-    let mut pair = Pair::new(DEVICE_BYTES, Protocol::C, false);
-    pair.cut();
-    let mut places = Places::new(2);
-    for _ in 0..2000 {
-        pair.write((0..32).map(|_| places.below(HOT_BLOCKS)));
+fn engine(criterion: &mut Criterion) {
+    let of = |protocol| Load { protocol, ..HOT };
+    writes(criterion, "write, A, hot", &of(Protocol::A));
+    writes(criterion, "write, B, hot", &of(Protocol::B));
+    writes(criterion, "write, C, hot", &HOT);
+    for depth in [32, 1024] {
+        writes(
+            criterion,
+            &format!("{depth} writes in flight, C, hot"),
+            &Load { depth, ..HOT },
+        );
     }
-    measure(
-        "write without the peer, 32 in flight, hot extents",
-        32,
-        || {
-            pair.write((0..32).map(|_| places.below(HOT_BLOCKS)));
-        },
+    let coded = Load {
+        depth: 32,
+        with_codec: true,
+        ..HOT
+    };
+    writes(
+        criterion,
+        "32 writes in flight, C, hot, frames coded",
+        &coded,
     );
+    let cold = Load {
+        depth: 32,
+        blocks: COLD_BLOCKS,
+        ..HOT
+    };
+    writes(criterion, "32 writes in flight, C, cold", &cold);
+    let alone = Load {
+        depth: 32,
+        connected: false,
+        ..HOT
+    };
+    writes(criterion, "32 writes in flight, without the peer", &alone);
 }
+
+criterion_group! {
+    name = all;
+    config = Criterion::default().measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500)).sample_size(30);
+    targets = engine
+}
+criterion_main!(all);

@@ -1,72 +1,55 @@
-//! The parts of the engine that every write passes: bitmap and activity log.
+//! The parts that every write passes, each by itself: bitmap, activity log, frames, NBD requests; and the comparison of
+//! generations.
 
 use std::hint::black_box;
+use std::time::Duration;
 
-use qrbd_benches::{Places, measure};
-use qrbd_engine::activity_log::ActivityLog;
+use criterion::{Criterion, criterion_group, criterion_main};
+use qrbd_benches::parts::{BLOCKS, Frames, LOG_SLOTS, Log, Marks, Meeting, Requests, Scan};
 use qrbd_engine::bitmap::Bitmap;
 
-/// Blocks of 1 TiB.
-const BLOCKS: u64 = 1 << 28;
-
-fn main() {
-    bitmap();
-    activity_log();
-}
-
-fn bitmap() {
-    let mut places = Places::new(3);
-    let mut bitmap = Bitmap::new(BLOCKS);
-    measure("bitmap of 1 TiB: set a block and clear it", 1, || {
-        let block = places.below(BLOCKS);
-        black_box(bitmap.set(block..block + 1));
-        black_box(bitmap.clear(block..block + 1));
+fn parts(criterion: &mut Criterion) {
+    let mut bench = |name: &str, step: &mut dyn FnMut()| {
+        criterion.bench_function(name, |bencher| bencher.iter(&mut *step));
+    };
+    let mut frames = Frames::new();
+    bench("frame: encode and decode the head of a write", &mut || {
+        frames.step()
     });
-    let mut bitmap = Bitmap::new(BLOCKS);
-    for _ in 0..100_000 {
-        let block = places.below(BLOCKS);
-        bitmap.set(block..block + 1);
-    }
-    let mut from = 0;
-    measure(
+    let mut requests = Requests::new();
+    bench("NBD: judge a WRITE and make its reply", &mut || {
+        requests.step()
+    });
+    let mut marks = Marks::new();
+    bench("bitmap of 1 TiB: set a block and clear it", &mut || {
+        marks.step()
+    });
+    let mut scan = Scan::new();
+    bench(
         "bitmap of 1 TiB: next of 100 000 scattered runs",
-        1,
-        || match bitmap.next_run(from, 256) {
-            Some(run) => from = black_box(run.end),
-            None => from = 0,
-        },
+        &mut || scan.step(),
     );
     let empty = Bitmap::new(BLOCKS);
-    measure("bitmap of 1 TiB: whole scan of an empty one", 1, || {
+    bench("bitmap of 1 TiB: whole scan of an empty one", &mut || {
         black_box(black_box(&empty).next_run(0, 256));
     });
-}
-
-fn activity_log() {
-    const SLOTS: u32 = 1237;
-    let mut places = Places::new(4);
-    let mut log = ActivityLog::new(SLOTS);
-    let mut touch = |extent: u32| {
-        if !log.acquire(extent..extent + 1) {
-            let planned = log.plan([extent].into_iter()).expect("slots are free");
-            black_box(planned);
-            log.committed();
-            assert!(
-                log.acquire(extent..extent + 1),
-                "active after its transaction"
-            );
-        }
-        log.release(extent..extent + 1);
-    };
-    (0..SLOTS).for_each(&mut touch);
-    measure("activity log: touch an active extent", 1, || {
-        touch(places.below(u64::from(SLOTS)) as u32);
-    });
-    measure(
+    let mut hot = Log::new(LOG_SLOTS);
+    bench("activity log: touch an active extent", &mut || hot.step());
+    let mut cold = Log::new(1 << 18);
+    bench(
         "activity log: touch one of 2^18 extents, with transaction",
-        1,
-        || {
-            touch(places.below(1 << 18) as u32);
-        },
+        &mut || cold.step(),
+    );
+    let mut meeting = Meeting::new();
+    bench(
+        "generations: compare two nodes after an outage",
+        &mut || meeting.step(),
     );
 }
+
+criterion_group! {
+    name = all;
+    config = Criterion::default().measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500)).sample_size(30);
+    targets = parts
+}
+criterion_main!(all);

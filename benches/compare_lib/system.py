@@ -55,7 +55,7 @@ def build(say):
     """Builds the release programs and returns their folder."""
     say("building the release programs (several minutes the first time)")
     path = os.path.expanduser("~/.cargo/bin") + os.pathsep + os.environ.get("PATH", "")
-    command = "cargo build --locked --release --package qrbdd --package qrbd-tools --package qrbd-benches --bins".split()
+    command = "cargo build --locked --release --package qrbdd --package qrbd-tools --package qrbd-benches --features qrbd-benches/raw-quinn --bins".split()
     if subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}).returncode != 0:
         raise StepFailed(f"the build failed: {words(command)}")
     return os.path.join(target_directory(), "release")
