@@ -5,6 +5,7 @@
 //! apart by their ids. Demotion: everything completed is durable everywhere it should be before the role is given up.
 
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::activity_log::ActivityLog;
 use crate::api::{Command, CommandId, Effect, IoError, Payload};
@@ -27,6 +28,18 @@ pub(crate) struct Deferred {
     pub command: Command,
     /// Number of the event that brought it.
     pub since: u64,
+    pub deadline: Time,
+}
+
+/// `new-current-uuid --clear-bitmap` under way.
+#[derive(Debug)]
+pub(crate) struct SkipCommand {
+    id: CommandId,
+    volume: usize,
+    /// The generation that is offered.
+    current: Generation,
+    /// Peers that have not answered yet, by index.
+    asked: Vec<usize>,
     pub deadline: Time,
 }
 
@@ -172,6 +185,7 @@ impl<P: Payload> Engine<P> {
     /// Refuses while anything is between two states.
     fn settled(&self) -> Result<(), Refusal> {
         let busy = self.role_change.is_some()
+            || self.skip_command.is_some()
             || self.peers.iter().any(|peer| {
                 peer.shaking_hands()
                     || peer.receiver_session != peer.session && !peer.drained()
@@ -555,7 +569,7 @@ impl<P: Payload> Engine<P> {
             .backing
             .as_ref()
             .is_some_and(|backing| backing.superblock.current.is_just_created());
-        let connected: alloc::vec::Vec<usize> = (0..self.peers.len())
+        let connected: Vec<usize> = (0..self.peers.len())
             .filter(|&p| self.peers[p].connection == ConnectionState::Connected)
             .collect();
         if !fresh || self.role == Role::Primary || connected.is_empty() {
@@ -576,7 +590,13 @@ impl<P: Payload> Engine<P> {
             .ok_or(Refusal::IsDiskless)?;
         identifiers.new_current(self.random.draw(), false, &[]);
         let current = identifiers.current();
-        self.skip_command = Some((id, v, current, connected.len()));
+        self.skip_command = Some(SkipCommand {
+            id,
+            volume: v,
+            current,
+            asked: connected.clone(),
+            deadline: self.now.after(limits::COMMAND_PATIENCE_MS),
+        });
         for p in connected {
             self.send(
                 p,
@@ -655,26 +675,47 @@ impl<P: Payload> Engine<P> {
         current: Generation,
         done: bool,
     ) -> Result<(), &'static str> {
-        let Some((id, v, asked, missing)) = self.skip_command else {
+        let Some(command) = &mut self.skip_command else {
             return Err("an answer to a question that was never asked");
         };
-        if self.volumes[v].number != number || asked != current {
+        let (id, v) = (command.id, command.volume);
+        if self.volumes[v].number != number
+            || command.current != current
+            || !command.asked.contains(&p)
+        {
             return Err("an answer to another question");
         }
+        command.asked.retain(|&asked| asked != p);
+        let missing = command.asked.len();
         if !done {
             self.skip_command = None;
             self.command_done(id, Err(Refusal::PeerRefused));
             return Ok(());
         }
         self.peers[p].devices[v].disk = DiskState::UpToDate;
-        if missing > 1 {
-            self.skip_command = Some((id, v, asked, missing - 1));
+        if missing > 0 {
             return Ok(());
         }
         self.skip_command = None;
         let version = self.skip_initial_sync(v, current);
         self.volumes[v].after(version, 0, None, After::Command(id));
         Ok(())
+    }
+
+    /// Gives the command up if its time is over. A peer that did not answer may have done its part or not: both compare anew.
+    pub(crate) fn check_skip_command(&mut self) {
+        let now = self.now;
+        let Some(command) = self.skip_command.take_if(|command| now >= command.deadline) else {
+            return;
+        };
+        self.command_done(command.id, Err(Refusal::Timeout));
+        for p in command.asked {
+            self.drop_session(
+                p,
+                ConnectionState::Timeout,
+                "no-answer-to-skip-initial-sync",
+            );
+        }
     }
 
     // ---- connection ---------------------------------------------------------------------------------------------------------------
@@ -888,8 +929,11 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].vote.take().is_some() {
             self.count_votes();
         }
-        if let Some((id, ..)) = self.skip_command.take() {
-            self.command_done(id, Err(Refusal::NeedConnection));
+        if let Some(command) = self
+            .skip_command
+            .take_if(|command| command.asked.contains(&p))
+        {
+            self.command_done(command.id, Err(Refusal::NeedConnection));
         }
     }
 

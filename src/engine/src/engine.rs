@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use slab::Slab;
 
 use crate::api::{CommandId, Effect, Event, IoError, IoId, LossReason, Notice, Payload, SessionId};
-use crate::commands::{Deferred, RoleChange};
+use crate::commands::{Deferred, RoleChange, SkipCommand};
 use crate::config::EngineConfig;
 use crate::peer::Peer;
 use crate::random::Random;
@@ -73,8 +73,7 @@ pub struct Engine<P: Payload> {
     pub(crate) requests: Slab<Request<P>>,
     pub(crate) role_change: Option<RoleChange>,
     pub(crate) deferred: Vec<Deferred>,
-    /// `new-current-uuid --clear-bitmap` under way: command, volume, generation, answers missing.
-    pub(crate) skip_command: Option<(CommandId, usize, Generation, usize)>,
+    pub(crate) skip_command: Option<SkipCommand>,
     pub(crate) last_application_io: Time,
     /// Events handled.
     pub(crate) events: u64,
@@ -185,6 +184,9 @@ impl<P: Payload> Engine<P> {
         }
         if let Some(change) = &self.role_change {
             consider(change.deadline());
+        }
+        if let Some(command) = &self.skip_command {
+            consider(Some(command.deadline));
         }
         next
     }
@@ -644,6 +646,7 @@ impl<P: Payload> Engine<P> {
 
     fn tick(&mut self) {
         let now = self.now;
+        self.check_skip_command();
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
             if peer
