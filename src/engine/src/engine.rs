@@ -178,6 +178,11 @@ impl<P: Payload> Engine<P> {
                 }
                 consider(peer.granted);
             }
+            for device in &peer.devices {
+                if device.replication == ReplicationState::SyncSource {
+                    consider(device.source.as_ref().and_then(|source| source.resume_at));
+                }
+            }
         }
         for deferred in &self.deferred {
             consider(Some(deferred.deadline));

@@ -30,12 +30,19 @@ pub const VOTE_TIMEOUT_MS: u64 = 5_000;
 pub const RESYNC_REQUEST_BYTES: u64 = 256 << 10;
 /// Bytes of resync data in flight while clients are busy.
 pub const RESYNC_BUSY_WINDOW_BYTES: u64 = 512 << 10;
+/// Milliseconds that a source waits before it sends again what the target put off, at first; each time twice as long,
+pub const RESYNC_RETRY_MS: u64 = 10;
+/// up to this.
+pub const RESYNC_RETRY_MOST_MS: u64 = 640;
 /// Resync data after which the target is asked to make it durable.
 pub const RESYNC_FLUSH_BYTES: u64 = 32 << 20;
 /// Milliseconds after the last client I/O during which resync yields.
 pub const APPLICATION_BUSY_MS: u64 = 20;
 /// Bytes of run-length coded bitmap in one message.
 pub const BITMAP_PART_BYTES: usize = 64 << 10;
+/// Parts of bitmaps that a peer was sent and has not taken up: the rest waits here, so that pings and goodbyes, which share their
+/// lane, do not wait behind it.
+pub const BITMAP_PARTS_UNDER_WAY: usize = 4;
 /// Bytes of text in a goodbye.
 pub const MAX_TEXT_BYTES: usize = 512;
 /// Bytes of a message's body, the part of a frame between header and payload.

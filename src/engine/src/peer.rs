@@ -51,6 +51,12 @@ pub(crate) struct ResyncSource {
     /// The flush under way at the target and what it covers.
     pub flushing: Option<(u64, Vec<Range<u64>>)>,
     pub finishing: bool,
+    /// The target put blocks off since the cursor was at the beginning.
+    pub put_off: bool,
+    /// When what was put off is sent again, while that is waited for.
+    pub resume_at: Option<Time>,
+    /// How long was waited the last time, in milliseconds.
+    pub patience: u64,
     pub progress: Progress,
 }
 

@@ -302,7 +302,8 @@ impl<P: Payload> Engine<P> {
 
     fn pump_source(&mut self, p: usize, v: usize) -> bool {
         let node = self.peers[p].config.node_id;
-        let busy = self.now.since(self.last_application_io) < limits::APPLICATION_BUSY_MS;
+        let now = self.now;
+        let busy = now.since(self.last_application_io) < limits::APPLICATION_BUSY_MS;
         let full = self.peers[p].config.resync_window_bytes;
         let window = if busy {
             limits::RESYNC_BUSY_WINDOW_BYTES.min(full)
@@ -320,9 +321,10 @@ impl<P: Payload> Engine<P> {
             let Some(source) = self.peers[p].devices[v].source.as_mut() else {
                 return progress;
             };
-            if source.finishing {
+            if source.finishing || source.resume_at.is_some_and(|time| now < time) {
                 return progress;
             }
+            source.resume_at = None;
             if source.unflushed_bytes >= limits::RESYNC_FLUSH_BYTES && source.flushing.is_none() {
                 self.ask_for_flush(p, v);
                 progress = true;
@@ -377,6 +379,7 @@ impl<P: Payload> Engine<P> {
             .backing
             .as_ref()
             .map_or(0, |backing| backing.bits(node));
+        let now = self.now;
         let Some(source) = self.peers[p].devices[v].source.as_mut() else {
             return false;
         };
@@ -391,6 +394,14 @@ impl<P: Payload> Engine<P> {
             // Blocks that were put off, or marked since the cursor passed them.
             let from_start = source.cursor == 0;
             source.cursor = 0;
+            if core::mem::take(&mut source.put_off) {
+                // What is in the way at the target ends when this node has it, perhaps over the same slow link: do not fill that link.
+                source.patience = (2 * source.patience)
+                    .clamp(limits::RESYNC_RETRY_MS, limits::RESYNC_RETRY_MOST_MS);
+                source.resume_at = Some(now.after(source.patience));
+                return false;
+            }
+            source.patience = 0;
             return !from_start;
         }
         // The target goes on as an equal from there: that nothing older is tracked for it any more must be durable here first.
@@ -514,6 +525,7 @@ impl<P: Payload> Engine<P> {
             return Ok(());
         };
         source.in_flight_bytes -= u64::from(operation.range.length);
+        source.put_off |= outcome == ResyncOutcome::Retry;
         if outcome == ResyncOutcome::Written {
             source.progress.copied_blocks += operation.blocks.end - operation.blocks.start;
             source.unflushed_bytes += u64::from(operation.range.length);
