@@ -557,6 +557,7 @@ impl<P: Payload> Engine<P> {
             Message::BitmapRuns { volume, runs, last } => {
                 self.bitmap_received(p, volume, &runs, last)
             }
+            Message::BitmapTaken { volume } => self.bitmap_taken_received(p, volume),
             Message::ResyncBegin {
                 volume,
                 current,

@@ -3,7 +3,7 @@
 //! Sequence on a new session (control lane unless noted):
 //! 1. each side sends `Hello` once its metadata is settled and nothing of an older session is on its way to the disk;
 //! 2. both compare the same facts (what was sent, not what changed since) and reach mirrored verdicts;
-//! 3. in sync: `VolumeReady` when the verdict is durable; resync: bitmaps are exchanged (resync lane), see `resync`;
+//! 3. in sync: `VolumeReady` when the verdict is durable; resync: bitmaps are exchanged, see `resync`;
 //! 4. a verdict that forbids the connection makes both sides StandAlone; each tells the other.
 //!
 //! From its `Hello` until the peer takes mirrored writes a Primary holds new writes of the volume, except where it will be source of

@@ -246,7 +246,7 @@ impl<P: Payload> Engine<P> {
         match then {
             After::Requests => self.update_requests(v),
             After::Ready { peer } => self.send_volume_ready(peer, v),
-            After::SourceBitmap { peer } => self.send_source_bitmap(peer, v),
+            After::SourceBitmap { peer } => self.send_bitmap(peer, v, true),
             After::TargetBitmap {
                 peer,
                 current,

@@ -120,6 +120,8 @@ pub(crate) struct PeerDevice {
     pub round_wanted: bool,
     /// Last number of a resync operation on this session; numbers run on over several resyncs.
     pub last_resync_id: u64,
+    /// The block from which on this node's bitmap is still to be sent, while it is being sent.
+    pub bitmap_rest: Option<u64>,
     /// Source: a resync was stopped before its end, and the target was not told where its data end.
     pub stopped_resync: bool,
     /// Target: data of a resync that was stopped may still be on their way.
@@ -153,6 +155,7 @@ impl PeerDevice {
             postponed: None,
             round_wanted: false,
             last_resync_id: 0,
+            bitmap_rest: None,
             stopped_resync: false,
             resync_ending: false,
             accepts: false,
@@ -206,6 +209,8 @@ pub(crate) struct Peer<P> {
     pub receiver_session: Option<SessionId>,
     pub received: Slab<ReceivedOperation<P>>,
     pub resync_writes: Slab<TargetOperation<P>>,
+    /// Parts of bitmaps that were sent and not taken up, of all volumes.
+    pub bitmap_parts: usize,
     /// Numbers written since the last acknowledgement was sent.
     pub acks_written: Vec<u64>,
     /// Last number whose receipt was reported.
@@ -248,6 +253,7 @@ impl<P> Peer<P> {
             receiver_session: None,
             received: Slab::new(),
             resync_writes: Slab::new(),
+            bitmap_parts: 0,
             acks_written: Vec::new(),
             acks_received: 0,
             barrier_waiters: Vec::new(),

@@ -30,36 +30,64 @@ use crate::wire::{Message, ResyncOutcome};
 impl<P: Payload> Engine<P> {
     // ---- bitmap exchange ----------------------------------------------------------------------------------------------------------
 
-    /// Sends this node's bitmap toward the peer; an empty one if the resync is a full one anyway.
+    /// Begins to send this node's bitmap toward the peer; an empty one if the resync is a full one anyway.
     pub(crate) fn send_bitmap(&mut self, p: usize, v: usize, with_bits: bool) {
+        if with_bits {
+            self.peers[p].devices[v].bitmap_rest = Some(0);
+            self.pump_bitmaps(p);
+        } else {
+            self.send_bitmap_part(p, v, Vec::new(), true);
+        }
+    }
+
+    /// Sends as much of the bitmaps as the peer has room for.
+    fn pump_bitmaps(&mut self, p: usize) {
         let node = self.peers[p].config.node_id;
-        let volume = self.volumes[v].number;
-        let mut parts = Vec::new();
-        if let Some(backing) = self.volumes[v].backing.as_ref()
-            && let Some(slot) = backing.slot(node).filter(|_| with_bits)
-        {
-            let mut from = Some(0);
-            while let Some(start) = from {
-                let (runs, next) =
-                    backing.bitmaps[slot].encode_runs(start, limits::BITMAP_PART_BYTES);
-                parts.push(runs);
-                from = next;
+        for v in 0..self.volumes.len() {
+            while let Some(start) = self.peers[p].devices[v].bitmap_rest {
+                if self.peers[p].bitmap_parts >= limits::BITMAP_PARTS_UNDER_WAY {
+                    return;
+                }
+                let bitmap = self.volumes[v].backing.as_ref().and_then(|backing| {
+                    let slot = backing.slot(node)?;
+                    backing.bitmaps.get(slot)
+                });
+                let (runs, rest) = bitmap.map_or((Vec::new(), None), |bitmap| {
+                    bitmap.encode_runs(start, limits::BITMAP_PART_BYTES)
+                });
+                self.peers[p].devices[v].bitmap_rest = rest;
+                self.send_bitmap_part(p, v, runs, rest.is_none());
             }
         }
-        if parts.is_empty() {
-            parts.push(Vec::new());
+    }
+
+    /// Every part but the last is answered when it was taken up; the last one by what follows from the whole.
+    fn send_bitmap_part(&mut self, p: usize, v: usize, runs: Vec<u8>, last: bool) {
+        let volume = self.volumes[v].number;
+        self.send(p, Message::BitmapRuns { volume, runs, last });
+        if !last {
+            self.peers[p].bitmap_parts += 1;
+        } else if self.peers[p].devices[v].replication == ReplicationState::WFBitMapS {
+            self.send_resync_begin(p, v);
         }
-        let count = parts.len();
-        for (index, runs) in parts.into_iter().enumerate() {
-            self.send(
-                p,
-                Message::BitmapRuns {
-                    volume,
-                    runs,
-                    last: index + 1 == count,
-                },
-            );
+    }
+
+    pub(crate) fn bitmap_taken_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+    ) -> Result<(), &'static str> {
+        if self.volume_index(number).is_none() {
+            return Err("a bitmap of an unknown volume");
         }
+        let peer = &mut self.peers[p];
+        if peer.bitmap_parts == 0 {
+            return Err("an answer to a part of a bitmap that was never sent");
+        }
+        peer.bitmap_parts -= 1;
+        peer.settle_deadline = None;
+        self.pump_bitmaps(p);
+        Ok(())
     }
 
     pub(crate) fn bitmap_received(
@@ -96,7 +124,9 @@ impl<P: Payload> Engine<P> {
                 backing.bitmaps[slot].set(range);
             }
         }
-        if last && state == ReplicationState::WFBitMapS {
+        if !last {
+            self.send(p, Message::BitmapTaken { volume: number });
+        } else if state == ReplicationState::WFBitMapS {
             // A bit is cleared when the target has the block durably; what this node sends must be durable here by then as well, or a
             // crash of this node would make it the older one without a mark.
             backing.writer.data_flush = true;
@@ -106,9 +136,8 @@ impl<P: Payload> Engine<P> {
         Ok(())
     }
 
-    /// Source: the OR-ed bitmap is durable here.
-    pub(crate) fn send_source_bitmap(&mut self, p: usize, v: usize) {
-        self.send_bitmap(p, v, true);
+    /// Source: its bitmap is sent, what follows is the resync.
+    fn send_resync_begin(&mut self, p: usize, v: usize) {
         let Some(backing) = self.volumes[v].backing.as_ref() else {
             return;
         };
@@ -917,6 +946,7 @@ impl<P: Payload> Engine<P> {
             }
         }
         self.peers[p].devices[v].target = None;
+        self.peers[p].devices[v].bitmap_rest = None;
         let idle: Vec<usize> = self.peers[p]
             .resync_writes
             .iter()

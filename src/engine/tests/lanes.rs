@@ -5,7 +5,11 @@
 mod harness;
 
 use harness::*;
+use qrbd_engine::limits;
+use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage};
+use qrbd_engine::metadata::layout::Placement;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
+use qrbd_engine::units::{Generation, NodeId};
 use qrbd_engine::wire::{Lane, Message};
 use qrbd_engine::{Command, Operation};
 
@@ -177,4 +181,160 @@ fn a_demotion_vouches_for_writes_that_the_peer_may_have_lost() {
         2,
         "a write that was completed and flushed is overwritten by nobody"
     );
+}
+
+const OLD: Generation = Generation(0x1110);
+const NEW: Generation = Generation(0x2221);
+
+/// Metadata of a disk of this many bytes: node 0 went on alone from the generation that node 1 still has. Toward the other one every
+/// second of `blocks` blocks from `first` on is marked, which no run-length code makes small.
+fn huge(device_bytes: u64, node: usize, first: u64, blocks: u64) -> Box<MetadataImage> {
+    let mut image = image::create(&CreateOptions {
+        placement: Placement::Internal,
+        device_bytes,
+        max_peers: 1,
+        node_id: NodeId(node as u8),
+        device_uuid: 77 + node as u64,
+        al_slots: 9,
+    })
+    .unwrap();
+    let superblock = &mut image.superblock;
+    let slot = superblock.allocate_slot(NodeId(1 - node as u8)).unwrap();
+    superblock.effective_bytes = image.layout.data_bytes;
+    superblock.flags.consistent = true;
+    superblock.flags.was_up_to_date = true;
+    superblock.current = if node == 0 { NEW } else { OLD };
+    if node == 0 {
+        superblock.peers[slot].bitmap = OLD;
+        superblock.history = vec![OLD];
+    }
+    image.bitmaps[slot].clear_all();
+    for block in (first..first + blocks).step_by(2) {
+        image.bitmaps[slot].set(block..block + 1);
+    }
+    Box::new(image)
+}
+
+/// Two nodes that are about to exchange bitmaps of several parts each.
+fn huge_pair(device_bytes: u64) -> Pair {
+    let mut pair = Pair::new(&plain);
+    let blocks = 8 * limits::BITMAP_PART_BYTES as u64 * 8;
+    for node in 0..2 {
+        pair.nodes[node].empty = true;
+        let image = huge(device_bytes, node, (3 - node as u64) * blocks, blocks);
+        let volume = VOLUME;
+        pair.command(node, Command::Attach { volume, image })
+            .unwrap();
+    }
+    // The exchange is what counts here, not the copying.
+    let (volume, peer) = (VOLUME, NodeId(1));
+    pair.command(0, Command::PauseSync { volume, peer })
+        .unwrap();
+    pair
+}
+
+#[test]
+fn a_bitmap_that_no_code_makes_small_is_sent_as_the_peer_takes_it_up() {
+    let mut pair = huge_pair(16 << 40);
+    pair.connect(0, false);
+    pair.connect(1, false);
+    assert_eq!(pair.replication(0), ReplicationState::PausedSyncS);
+    assert_eq!(pair.replication(1), ReplicationState::PausedSyncT);
+    let (mine, theirs) = (
+        pair.nodes[0].engine.out_of_sync(VOLUME, NodeId(1)),
+        pair.nodes[1].engine.out_of_sync(VOLUME, NodeId(0)),
+    );
+    let alone = 8 * limits::BITMAP_PART_BYTES * 8 / 2;
+    assert_eq!(mine.len(), 2 * alone, "what either of the two marked");
+    assert!(mine == theirs, "both know the same blocks");
+    assert!(pair.bitmap_parts >= 8 + 16, "{} parts", pair.bitmap_parts);
+    assert!(
+        pair.most_bitmap_parts <= limits::BITMAP_PARTS_UNDER_WAY + 1,
+        "{} parts on their way at once",
+        pair.most_bitmap_parts
+    );
+}
+
+#[test]
+fn a_peer_that_takes_up_no_bitmap_is_sent_no_more_and_given_up() {
+    let mut pair = huge_pair(256 << 30);
+    pair.hold_back = Some(|message| matches!(message, Message::BitmapTaken { .. }));
+    pair.connect(0, false);
+    pair.connect(1, false);
+    assert_eq!(pair.replication(1), ReplicationState::WFBitMapT);
+    assert_eq!(pair.bitmap_parts, limits::BITMAP_PARTS_UNDER_WAY);
+    let (session, start) = (pair.nodes[1].session, pair.now);
+    while pair.nodes[1].session == session {
+        pair.pass_time();
+        assert!(pair.now.since(start) <= 2 * limits::SETTLE_TIMEOUT_MS);
+    }
+    pair.release();
+    while pair.replication(0) != ReplicationState::PausedSyncS {
+        pair.pass_time();
+        assert!(pair.now.since(start) <= 4 * limits::SETTLE_TIMEOUT_MS);
+    }
+}
+
+#[test]
+fn a_resync_yields_to_a_write_of_the_target_that_is_stuck() {
+    let mut pair = Pair::synced(&plain);
+    let (volume, peer) = (VOLUME, NodeId(1));
+    pair.write(0, FAR, 1);
+    pair.detach(0).unwrap();
+    pair.write(0, FAR, 2);
+    pair.command(0, Command::PauseSync { volume, peer })
+        .unwrap();
+    pair.attach(0).unwrap();
+    assert_eq!(pair.replication(0), ReplicationState::PausedSyncT);
+    // A write of the target's own client where the resync wants to write, and a data lane on which it does not get through.
+    pair.hold_back = Some(|message| message.lane() == Lane::Data);
+    let write = pair.start_write(0, FAR, 3);
+    pair.resync_ranges.clear();
+    pair.command(0, Command::ResumeSync { volume, peer })
+        .unwrap();
+    let start = pair.now;
+    while pair.now.since(start) < 5_000 {
+        pair.pass_time();
+    }
+    let sent = pair
+        .resync_ranges
+        .iter()
+        .filter(|range| (range.offset..range.end()).contains(&FAR))
+        .count();
+    assert!(
+        (2..=20).contains(&sent),
+        "sent {sent} times what the target puts off"
+    );
+    assert_eq!(pair.nodes[0].completions.get(&write), None);
+    pair.release();
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[0].byte(FAR), 3);
+}
+
+#[test]
+fn nodes_are_not_declared_equal_when_the_peer_is_silent_about_it() {
+    let mut pair = Pair::new(&plain);
+    pair.up(0);
+    pair.up(1);
+    // The peer is alive, but its metadata do not become durable.
+    pair.nodes[1].freeze = vec![Io::Metadata];
+    let (volume, clear_bitmap) = (VOLUME, true);
+    let start = pair.now;
+    assert_eq!(
+        pair.command(
+            0,
+            Command::NewCurrentUuid {
+                volume,
+                clear_bitmap
+            }
+        ),
+        Err(Refusal::Timeout)
+    );
+    assert!(pair.now.since(start) <= 2 * limits::COMMAND_PATIENCE_MS);
+    assert_eq!(pair.disk(0), DiskState::Inconsistent);
+    // It did its part after all: the two compare, and nothing is believed.
+    pair.thaw(1);
+    pair.assert_equal_and_in_sync();
+    assert!(pair.resync_bytes > 0, "copied, not declared equal");
 }

@@ -292,6 +292,11 @@ pub enum Message<P> {
         /// The last part.
         last: bool,
     },
+    /// Control: a part that was not the last is taken up; one more may be sent.
+    BitmapTaken {
+        /// Which volume.
+        volume: VolumeNumber,
+    },
     /// Control: the source's bitmap is complete and durable; adopt this generation, become Inconsistent.
     ResyncBegin {
         /// Which volume.
@@ -390,6 +395,7 @@ impl<P> Message<P> {
             | Message::InvalidateRequest { .. }
             | Message::MissesTracked { .. }
             | Message::BitmapRuns { .. }
+            | Message::BitmapTaken { .. }
             | Message::ResyncBegin { .. }
             | Message::ResyncReady { .. } => Lane::Control,
             Message::Write { .. }

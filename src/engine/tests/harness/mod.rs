@@ -61,6 +61,8 @@ pub struct Node {
     /// Operations of these kinds are carried out, but not answered before [`Pair::thaw`].
     pub freeze: Vec<Io>,
     pub frozen: VecDeque<Event<Bytes>>,
+    /// The disk stores nothing and reads as zeroes: for devices larger than memory.
+    pub empty: bool,
 }
 
 pub struct Pair {
@@ -71,9 +73,14 @@ pub struct Pair {
     pub next: u64,
     pub linked: bool,
     pub resync_bytes: u64,
+    /// What was sent in resyncs, in order.
+    pub resync_ranges: Vec<ByteRange>,
     /// Messages for which this is true do not arrive before [`Pair::release`].
     pub hold_back: Option<fn(&Message<Bytes>) -> bool>,
     pub held_back: VecDeque<(usize, SessionId, Message<Bytes>)>,
+    /// Parts of bitmaps that were sent, and the most that were on their way at the same time.
+    pub bitmap_parts: usize,
+    pub most_bitmap_parts: usize,
 }
 
 /// Messages between two nodes in one go, more than which means that they will talk for ever.
@@ -153,6 +160,7 @@ impl Pair {
             detached: false,
             freeze: Vec::new(),
             frozen: VecDeque::new(),
+            empty: false,
         };
         Pair {
             nodes: [node(0), node(1)],
@@ -162,8 +170,11 @@ impl Pair {
             next: 0,
             linked: true,
             resync_bytes: 0,
+            resync_ranges: Vec::new(),
             hold_back: None,
             held_back: VecDeque::new(),
+            bitmap_parts: 0,
+            most_bitmap_parts: 0,
         }
     }
 
@@ -294,8 +305,11 @@ impl Pair {
         };
         match effect {
             Effect::Read { io, range, .. } => {
-                let bytes =
-                    node.disk.borrow()[range.offset as usize..range.end() as usize].to_vec();
+                let bytes = if node.empty {
+                    vec![0; range.length as usize]
+                } else {
+                    node.disk.borrow()[range.offset as usize..range.end() as usize].to_vec()
+                };
                 let result = Ok(Some(Bytes(Rc::new(bytes))));
                 node.answer(self.now, Some(Io::Read), Event::DiskDone { io, result });
             }
@@ -305,12 +319,16 @@ impl Pair {
                 if node.fail_writes {
                     return done(node, self.now, io, Err(IoError::Failed));
                 }
-                node.disk.borrow_mut()[range.offset as usize..range.end() as usize]
-                    .copy_from_slice(&payload.0);
+                if !node.empty {
+                    node.disk.borrow_mut()[range.offset as usize..range.end() as usize]
+                        .copy_from_slice(&payload.0);
+                }
                 done(node, self.now, io, Ok(None));
             }
             Effect::Discard { io, range, .. } | Effect::WriteZeroes { io, range, .. } => {
-                node.disk.borrow_mut()[range.offset as usize..range.end() as usize].fill(0);
+                if !node.empty {
+                    node.disk.borrow_mut()[range.offset as usize..range.end() as usize].fill(0);
+                }
                 done(node, self.now, io, Ok(None));
             }
             Effect::Flush { io, .. } => {
@@ -320,7 +338,10 @@ impl Pair {
             Effect::MetadataWrite {
                 io, offset, bytes, ..
             } => {
-                node.disk.borrow_mut()[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+                if !node.empty {
+                    node.disk.borrow_mut()[offset as usize..][..bytes.len()]
+                        .copy_from_slice(&bytes);
+                }
                 let result = Ok(());
                 node.answer(
                     self.now,
@@ -343,12 +364,22 @@ impl Pair {
                     &message
                 {
                     self.resync_bytes += u64::from(range.length);
+                    self.resync_ranges.push(*range);
                 }
                 let wire = match self.hold_back {
                     Some(held) if held(&message) => &mut self.held_back,
                     _ => &mut self.wire,
                 };
+                let part = matches!(message, Message::BitmapRuns { .. });
                 wire.push_back((1 - index, session, message));
+                if part {
+                    let parts = wire
+                        .iter()
+                        .filter(|(.., message)| matches!(message, Message::BitmapRuns { .. }))
+                        .count();
+                    self.bitmap_parts += 1;
+                    self.most_bitmap_parts = self.most_bitmap_parts.max(parts);
+                }
             }
             Effect::CloseSession { session, .. } => self.unlink(session, LossReason::Closed),
             Effect::StartConnecting { .. } => node.wants = true,

@@ -316,6 +316,9 @@ pub(super) fn message<P>(
         MessageKind::ResyncReady => Message::ResyncReady {
             volume: reader.volume()?,
         },
+        MessageKind::BitmapTaken => Message::BitmapTaken {
+            volume: reader.volume()?,
+        },
         MessageKind::ResyncZeroes => Message::ResyncZeroes {
             id: reader.u64("id")?,
             volume: reader.volume()?,

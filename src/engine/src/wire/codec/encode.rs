@@ -207,6 +207,7 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
         | Message::InvalidateRequest { volume }
         | Message::DiskBack { volume }
         | Message::ResyncReady { volume }
+        | Message::BitmapTaken { volume }
         | Message::ResyncFinish { volume }
         | Message::ResyncFinished { volume } => out.volume(*volume),
         Message::Write {

@@ -75,6 +75,7 @@ kinds! {
     BitmapRuns = 0x6e,
     ResyncBegin = 0x6f,
     ResyncReady = 0x70,
+    BitmapTaken = 0x71,
 
     ResyncData = 0x83,
     ResyncZeroes = 0x84,

@@ -703,6 +703,21 @@ fn control() -> Vec<Golden> {
             0300              volume 3
 "#,
         ),
+        (
+            Message::BitmapTaken {
+                volume: VolumeNumber(3),
+            },
+            r#"
+            51524246          magic "QRBF"
+            01                version 1
+            71                kind BitmapTaken
+            0000              flags
+            02000000          body length 2
+            00000000          payload length 0
+            05822616          checksum
+            0300              volume 3
+"#,
+        ),
     ]
 }
 

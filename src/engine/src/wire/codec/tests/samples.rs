@@ -271,6 +271,9 @@ pub fn message(kind: MessageKind, from: &mut Source) -> Message<Bytes> {
         MessageKind::ResyncReady => Message::ResyncReady {
             volume: from.volume(),
         },
+        MessageKind::BitmapTaken => Message::BitmapTaken {
+            volume: from.volume(),
+        },
         MessageKind::ResyncData => {
             let range = from.range();
             Message::ResyncData {
