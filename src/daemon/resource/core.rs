@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
+use qrbd_config::OnIoError;
 use qrbd_disk::{Completion, Disk, Reactor, UringReactor};
 use qrbd_engine::api::{ClientError, Effect, Event, Notice};
 use qrbd_engine::metadata::image::MetadataImage;
@@ -327,6 +328,15 @@ impl Core {
     }
 
     fn call_handler(&self, name: &'static str, peer: Option<NodeId>, volume: Option<VolumeNumber>) {
+        // DRBD calls it where `on-io-error call-local-io-error` asks for it, and nowhere else.
+        let is_wanted = |volume| {
+            self.plan
+                .volume(volume)
+                .is_some_and(|plan| plan.on_io_error == OnIoError::CallLocalIoError)
+        };
+        if name == "local-io-error" && !volume.is_some_and(is_wanted) {
+            return;
+        }
         if let Some(command) = self.plan.handlers.get(name) {
             self.handlers.call(HandlerCall::new(
                 &self.plan,
