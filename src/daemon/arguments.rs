@@ -24,7 +24,7 @@ pub struct Arguments {
         default_value = "/run/qrbd"
     )]
     pub run_dir: PathBuf,
-    /// Directory of what the daemon remembers.
+    /// Directory for what the daemon remembers outside of its disks: nothing, in this version.
     #[arg(
         long,
         value_name = "DIR",

@@ -4,7 +4,7 @@
 //! `adjust`, `attach`) off the same resource. One thread's; nothing here decides about replication.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,6 +39,8 @@ pub(crate) struct Daemon {
     reactor: UringReactor,
     pub(crate) tcp_fronts: TcpFronts,
     locks: RefCell<HashMap<String, Rc<Mutex<()>>>>,
+    /// What was told once of the configuration.
+    told: RefCell<HashSet<String>>,
 }
 
 impl Daemon {
@@ -57,6 +59,7 @@ impl Daemon {
             reactor,
             tcp_fronts: TcpFronts::default(),
             locks: RefCell::default(),
+            told: RefCell::default(),
         }))
     }
 
@@ -65,14 +68,22 @@ impl Daemon {
         qrbd_config::load(&self.places.configuration, &self.places.node)
     }
 
+    /// Options that do not do what they say, each once in the life of the daemon: to the log, and for whoever brings something up.
+    pub(crate) fn news_of(&self, loaded: &Loaded) -> Vec<String> {
+        let mut told = self.told.borrow_mut();
+        let lines = loaded.ignored.iter().map(ToString::to_string);
+        let news: Vec<String> = lines.filter(|line| told.insert(line.clone())).collect();
+        for line in &news {
+            warn!("{line}");
+        }
+        news
+    }
+
     /// What the configuration says of one resource.
     ///
     /// # Errors
     /// The configuration's errors that concern it, with their places.
     pub(crate) fn plan(&self, loaded: &Loaded, name: &str) -> Result<ResourcePlan, Refusal> {
-        for ignored in &loaded.ignored {
-            tracing::debug!("{ignored}");
-        }
         let timeout = Duration::from_secs(u64::from(loaded.global.cmd_timeout_long_s));
         if let Some(resource) = loaded.resource(name) {
             return ResourcePlan::of(resource, timeout).ok_or_else(|| {

@@ -104,19 +104,15 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
         let daemon = daemon.clone();
         tokio::task::spawn_local(async move {
             let (progress, _) = mpsc::channel(1);
-            match commands::carry_out(
-                &daemon,
-                Request {
-                    command: Command::Up,
-                    target,
-                },
-                &progress,
-            )
-            .await
+            let request = Request {
+                command: Command::Up,
+                target,
+            };
+            // Hints are in the log already.
+            if let Response::Refused(refusal) =
+                commands::carry_out(&daemon, request, &progress).await
             {
-                Response::Refused(refusal) => error!("{}", refusal.message(&name)),
-                Response::Ok { text } if !text.is_empty() => warn!("{text}"),
-                _ => {}
+                error!("{}", refusal.message(&name));
             }
         });
     }

@@ -57,7 +57,7 @@ impl TcpFronts {
             return Ok(());
         }
         let listener = open(address).map_err(|error| {
-            format!("NBD address {address} (nbd-listen) cannot be used: {error}")
+            format!("NBD address {address} (nbd-listen) cannot be used: {error}; when it is free, 'adjust' takes it")
         })?;
         info!("NBD clients are served at {address}");
         let volumes = Volumes::default();

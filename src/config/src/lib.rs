@@ -37,8 +37,8 @@ pub use dump::{dump, dump_resource};
 pub use error::{ConfigError, ErrorKind};
 pub use load::{load, load_on_host};
 pub use model::{
-    Broken, Connection, Device, DiskSource, Global, Ignored, Loaded, MetaDisk, Node, Peer,
-    PeerDevice, PeerPath, Resource, SkipReason, Skipped, Volume,
+    Broken, Connection, Device, DiskSource, Global, IgnoreReason, Ignored, Loaded, MetaDisk, Node,
+    Peer, PeerDevice, PeerPath, Resource, SkipReason, Skipped, Volume,
 };
 pub use settings::{Setting, Settings, Value};
 pub use source::Position;

@@ -25,7 +25,7 @@ pub struct Loaded {
     pub skipped: Vec<Skipped>,
     /// Everything that is wrong, in the order it was found.
     pub errors: Vec<ConfigError>,
-    /// Options that were accepted but have no meaning in this program, each once, at its first place.
+    /// Options that were accepted but do not do what they say, each once, at its first place.
     pub ignored: Vec<Ignored>,
     /// Settings of the whole node.
     pub global: Global,
@@ -86,22 +86,54 @@ pub enum SkipReason {
     Stacked,
 }
 
-/// An option that was accepted but does nothing here.
+/// An option that was accepted but does nothing here, or not what its value says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ignored {
     /// The option or section.
     pub option: String,
     /// Its first place.
     pub position: Position,
+    /// Why.
+    pub reason: IgnoreReason,
+}
+
+/// Why an option does nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum IgnoreReason {
+    /// What it is about does not exist in this program.
+    NoMeaning,
+    /// This version does not carry it out.
+    NotCarriedOut {
+        /// The value that was written.
+        value: String,
+        /// The value that the program acts by, if there is one.
+        acts_as: Option<&'static str>,
+    },
 }
 
 impl fmt::Display for Ignored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: `{}` has no effect in this program and is ignored",
-            self.position, self.option
-        )
+        let Ignored {
+            option,
+            position,
+            reason,
+        } = self;
+        match reason {
+            IgnoreReason::NoMeaning => write!(
+                f,
+                "{position}: `{option}` has no effect in this program and is ignored"
+            ),
+            IgnoreReason::NotCarriedOut { value, acts_as } => {
+                write!(
+                    f,
+                    "{position}: `{option} {value}` is not carried out by this version"
+                )?;
+                match acts_as {
+                    Some(other) => write!(f, ", which acts as with `{option} {other}`"),
+                    None => f.write_str(" and has no effect"),
+                }
+            }
+        }
     }
 }
 

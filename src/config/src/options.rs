@@ -1,8 +1,9 @@
-//! Owns the table of options: every option's section, value, range, default, and whether it acts in this program.
+//! Owns the table of options: every option's section, value, range, default, and what it does in this program.
 //!
 //! Ranges and defaults are DRBD's, with one exception: `auto-promote` is off, because an NBD client cannot tell reading from
 //! writing when it opens. The table is the only place that knows a default; the typed options read it from here.
-//! An option that does not act is checked like any other and reported once as ignored.
+//! An option that has no meaning here, or whose value this version does not carry out, is checked like any other and reported once:
+//! nobody may believe in a quorum or a fence that is not there.
 
 /// A section that holds options.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -127,15 +128,25 @@ pub(crate) enum Kind {
 pub(crate) struct Spec {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// False: accepted, checked, and reported once as ignored.
-    pub(crate) acts: bool,
+    pub(crate) effect: Effect,
+}
+
+/// What an option does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Effect {
+    /// What it says.
+    Acts,
+    /// Nothing: what it is about does not exist in this program. Reported once.
+    None,
+    /// What it says with these values; any other is not carried out and reported once. The first one says how the program acts then.
+    Only(&'static [&'static str]),
 }
 
 const fn acts(name: &'static str, kind: Kind) -> Spec {
     Spec {
         name,
         kind,
-        acts: true,
+        effect: Effect::Acts,
     }
 }
 
@@ -143,8 +154,21 @@ const fn ignored(name: &'static str, kind: Kind) -> Spec {
     Spec {
         name,
         kind,
-        acts: false,
+        effect: Effect::None,
     }
+}
+
+const fn only(values: &'static [&'static str], name: &'static str, kind: Kind) -> Spec {
+    Spec {
+        name,
+        kind,
+        effect: Effect::Only(values),
+    }
+}
+
+/// Not carried out, whatever the value.
+const fn later(name: &'static str, kind: Kind) -> Spec {
+    only(&[], name, kind)
 }
 
 const fn yes() -> Kind {
@@ -230,14 +254,14 @@ const NET: &[Spec] = &[
     ignored("rcvbuf-size", size(0, 128 * MIB, 0, Unit::Bytes)),
     ignored("tcp-cork", yes()),
     ignored("unplug-watermark", count(1, 131_072, 128, "")),
-    acts("allow-two-primaries", no()),
-    acts("allow-remote-read", yes()),
+    only(&["no"], "allow-two-primaries", no()),
+    only(&["yes"], "allow-remote-read", yes()),
     ignored("cram-hmac-alg", ALGORITHM),
     acts("shared-secret", Kind::Text(64)),
-    acts("data-integrity-alg", ALGORITHM),
-    acts("verify-alg", ALGORITHM),
-    acts("csums-alg", ALGORITHM),
-    acts("csums-after-crash-only", no()),
+    ignored("data-integrity-alg", ALGORITHM),
+    later("verify-alg", ALGORITHM),
+    later("csums-alg", ALGORITHM),
+    only(&["no"], "csums-after-crash-only", no()),
     ignored("use-rle", yes()),
     acts(
         "after-sb-0pri",
@@ -246,11 +270,15 @@ const NET: &[Spec] = &[
     acts("after-sb-1pri", Kind::Choice(AFTER_SB_1PRI)),
     acts("after-sb-2pri", Kind::Choice(AFTER_SB_2PRI)),
     acts("always-asbp", no()),
-    acts("rr-conflict", Kind::Choice(RR_CONFLICT)),
-    acts("fencing", Kind::Choice(FENCING)),
-    acts("on-congestion", Kind::Choice(ON_CONGESTION)),
-    acts("congestion-fill", size(0, 10 << 21, 0, Unit::Sectors)),
-    acts("congestion-extents", count(67, 65_534, 1237, " extents")),
+    only(&["disconnect"], "rr-conflict", Kind::Choice(RR_CONFLICT)),
+    only(&["dont-care"], "fencing", Kind::Choice(FENCING)),
+    only(&["block"], "on-congestion", Kind::Choice(ON_CONGESTION)),
+    only(
+        &["0s"],
+        "congestion-fill",
+        size(0, 10 << 21, 0, Unit::Sectors),
+    ),
+    later("congestion-extents", count(67, 65_534, 1237, " extents")),
     ignored("transport", Kind::Choice(&["tcp", "lb-tcp", "rdma"])),
     ignored("load-balance-paths", no()),
     ignored("tls", no()),
@@ -261,36 +289,48 @@ const NET: &[Spec] = &[
 
 /// Options of one device, and of one device on one connection (those of [`PEER_DEVICE`]).
 const DISK: &[Spec] = &[
-    acts("on-io-error", Kind::Choice(ON_IO_ERROR)),
-    acts("size", size(0, 1 << 41, 0, Unit::Sectors)),
+    only(
+        &["detach", "call-local-io-error"],
+        "on-io-error",
+        Kind::Choice(ON_IO_ERROR),
+    ),
+    only(&["0s"], "size", size(0, 1 << 41, 0, Unit::Sectors)),
     acts("al-extents", count(7, 65_534, 1237, " extents")),
-    acts("al-updates", yes()),
+    only(&["yes"], "al-updates", yes()),
     ignored("disk-barrier", no()),
     acts("disk-flushes", yes()),
-    acts("disk-drain", yes()),
-    acts("md-flushes", yes()),
-    acts("disk-timeout", count(0, 6000, 0, TENTHS)),
-    acts("read-balancing", Kind::ReadBalancing(READ_BALANCING)),
-    acts("resync-after", Kind::ResyncAfter),
-    acts("rs-discard-granularity", size(0, MIB, 0, Unit::Bytes)),
-    acts("discard-zeroes-if-aligned", yes()),
+    only(&["yes"], "disk-drain", yes()),
+    only(&["yes"], "md-flushes", yes()),
+    only(&["0"], "disk-timeout", count(0, 6000, 0, TENTHS)),
+    only(
+        &["prefer-local"],
+        "read-balancing",
+        Kind::ReadBalancing(READ_BALANCING),
+    ),
+    only(&["none"], "resync-after", Kind::ResyncAfter),
+    only(
+        &["0"],
+        "rs-discard-granularity",
+        size(0, MIB, 0, Unit::Bytes),
+    ),
+    only(&["yes"], "discard-zeroes-if-aligned", yes()),
     ignored("disable-write-same", no()),
     ignored("max-bio-size", size(512, MIB, MIB, Unit::Bytes)),
     ignored("block-size", size(512, 4096, 512, Unit::Bytes)),
     ignored("discard-granularity", size(0, 128 * MIB, 0, Unit::Bytes)),
     ignored("diskless", no()),
-    acts("bitmap", yes()),
-    acts("resync-rate", size(1, 8 * MIB, 250, Unit::KibPerSecond)),
-    acts("c-plan-ahead", count(0, 300, 20, TENTHS)),
-    acts("c-delay-target", count(1, 100, 10, TENTHS)),
-    acts("c-fill-target", size(0, MIB, 100, Unit::Sectors)),
-    acts(
+    only(&["yes"], "bitmap", yes()),
+    later("resync-rate", size(1, 8 * MIB, 250, Unit::KibPerSecond)),
+    later("c-plan-ahead", count(0, 300, 20, TENTHS)),
+    later("c-delay-target", count(1, 100, 10, TENTHS)),
+    later("c-fill-target", size(0, MIB, 100, Unit::Sectors)),
+    later(
         "c-max-rate",
         size(0, 4 * MIB, 100 * KIB, Unit::KibPerSecond),
     ),
-    acts("c-min-rate", size(0, 4 * MIB, 250, Unit::KibPerSecond)),
+    later("c-min-rate", size(0, 4 * MIB, 250, Unit::KibPerSecond)),
     ignored("resync-without-replication", yes()),
-    acts("peer-tiebreaker", yes()),
+    only(&["yes"], "peer-tiebreaker", yes()),
 ];
 
 /// The options of `disk` that belong to one device on one connection: legal in `connection { disk { } }`.
@@ -308,17 +348,19 @@ pub(crate) const PEER_DEVICE: &[&str] = &[
 
 /// Options of one resource.
 const OPTIONS: &[Spec] = &[
-    acts("auto-promote", no()),
-    acts("auto-promote-timeout", count(0, 600, 20, TENTHS)),
+    only(&["no"], "auto-promote", no()),
+    later("auto-promote-timeout", count(0, 600, 20, TENTHS)),
     ignored("cpu-mask", Kind::Text(256)),
-    acts(
+    only(
+        &["io-error"],
         "on-no-data-accessible",
         Kind::Choice(&["io-error", "suspend-io"]),
     ),
-    acts("quorum", Kind::Quorum),
-    acts("quorum-minimum-redundancy", Kind::Quorum),
-    acts("on-no-quorum", Kind::Choice(&["suspend-io", "io-error"])),
-    acts(
+    only(&["off"], "quorum", Kind::Quorum),
+    only(&["off"], "quorum-minimum-redundancy", Kind::Quorum),
+    later("on-no-quorum", Kind::Choice(&["suspend-io", "io-error"])),
+    only(
+        &["disconnect"],
         "on-suspended-primary-outdated",
         Kind::Choice(&["disconnect", "force-secondary"]),
     ),
@@ -332,29 +374,29 @@ const OPTIONS: &[Spec] = &[
 
 const STARTUP: &[Spec] = &[
     acts("wfc-timeout", count(0, 300_000, 0, SECONDS)),
-    acts("degr-wfc-timeout", count(0, 300_000, 0, SECONDS)),
-    acts("outdated-wfc-timeout", count(0, 300_000, 0, SECONDS)),
-    acts("wait-after-sb", no()),
-    acts("become-primary-on", Kind::Names),
+    later("degr-wfc-timeout", count(0, 300_000, 0, SECONDS)),
+    later("outdated-wfc-timeout", count(0, 300_000, 0, SECONDS)),
+    only(&["no"], "wait-after-sb", no()),
+    later("become-primary-on", Kind::Names),
     ignored("stacked-timeouts", no()),
 ];
 
 const COMMAND: Kind = Kind::Text(4096);
 
 const HANDLERS: &[Spec] = &[
-    acts("pri-on-incon-degr", COMMAND),
+    later("pri-on-incon-degr", COMMAND),
     acts("pri-lost-after-sb", COMMAND),
-    acts("pri-lost", COMMAND),
-    acts("fence-peer", COMMAND),
-    acts("unfence-peer", COMMAND),
+    later("pri-lost", COMMAND),
+    later("fence-peer", COMMAND),
+    later("unfence-peer", COMMAND),
     acts("local-io-error", COMMAND),
     acts("initial-split-brain", COMMAND),
     acts("split-brain", COMMAND),
-    acts("before-resync-target", COMMAND),
-    acts("before-resync-source", COMMAND),
-    acts("after-resync-target", COMMAND),
-    acts("out-of-sync", COMMAND),
-    acts("quorum-lost", COMMAND),
+    later("before-resync-target", COMMAND),
+    later("before-resync-source", COMMAND),
+    later("after-resync-target", COMMAND),
+    later("out-of-sync", COMMAND),
+    later("quorum-lost", COMMAND),
     acts("disconnected", COMMAND),
 ];
 
@@ -396,6 +438,27 @@ pub(crate) const MOVED: &[(&str, &str, Section, &str)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_program_does_is_the_default_wherever_a_value_is_not_carried_out() {
+        for spec in SECTIONS.iter().flat_map(|section| section.table()) {
+            let Effect::Only([first, ..]) = spec.effect else {
+                continue;
+            };
+            let default = match spec.kind {
+                Kind::Boolean { default: true } => "yes".to_string(),
+                Kind::Boolean { default: false } => "no".to_string(),
+                Kind::Integer { default, unit, .. } => match unit {
+                    Unit::Sectors => format!("{default}s"),
+                    Unit::Count(_) | Unit::Bytes | Unit::KibPerSecond => default.to_string(),
+                },
+                Kind::Choice(words) | Kind::ReadBalancing(words) => words[0].to_string(),
+                Kind::Quorum => "off".to_string(),
+                _ => "none".to_string(),
+            };
+            assert_eq!(**first, *default, "{}", spec.name);
+        }
+    }
 
     #[test]
     fn every_default_is_within_its_range() {

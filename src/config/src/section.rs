@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use crate::error::{ConfigError, ErrorKind, did_you_mean};
 use crate::lexer::Word;
 use crate::limits::MAX_ERRORS_PER_RESOURCE;
-use crate::model::Ignored;
-use crate::options::{Kind, MOVED, PEER_DEVICE, SECTIONS, Section, Spec, Unit};
+use crate::model::{IgnoreReason, Ignored};
+use crate::options::{Effect, Kind, MOVED, PEER_DEVICE, SECTIONS, Section, Spec, Unit};
 use crate::settings::{Setting, Settings, Value};
 use crate::source::Location;
 use crate::tree::{Block, Statement, title};
@@ -36,11 +36,34 @@ impl Findings {
         self.errors.len() >= MAX_ERRORS_PER_RESOURCE
     }
 
+    /// Something that has no meaning here.
     pub(crate) fn ignore(&mut self, option: &str, at: &Location) {
+        self.report(option, at, IgnoreReason::NoMeaning);
+    }
+
+    /// A setting that does not do what it says.
+    fn judge(&mut self, setting: &Setting) {
+        let name = setting.spec.name;
+        match setting.spec.effect {
+            Effect::Acts => {}
+            Effect::None => self.ignore(name, &setting.at),
+            Effect::Only(values) => {
+                let value = setting.text();
+                if !values.contains(&value.as_str()) {
+                    let acts_as = values.first().copied();
+                    let reason = IgnoreReason::NotCarriedOut { value, acts_as };
+                    self.report(name, &setting.at, reason);
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, option: &str, at: &Location, reason: IgnoreReason) {
         if !self.ignored.iter().any(|known| known.option == option) {
             self.ignored.push(Ignored {
                 option: option.to_string(),
                 position: at.position(),
+                reason,
             });
         }
     }
@@ -164,9 +187,6 @@ impl Sections {
         } else {
             value(spec, statement)?
         };
-        if !spec.acts {
-            findings.ignore(spec.name, &word.at);
-        }
         let setting = Setting {
             value,
             spec,
@@ -183,6 +203,7 @@ impl Sections {
             )
             .note(format!("first set at {}", earlier.position())));
         }
+        findings.judge(&setting);
         settings.insert(setting);
         Ok(())
     }

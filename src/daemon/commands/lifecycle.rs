@@ -32,7 +32,7 @@ pub(super) async fn up(
             .collect(),
     };
     let mut first = None;
-    let mut hints = Vec::new();
+    let mut hints = daemon.news_of(&loaded);
     for name in names {
         let plan = match daemon.plan(&loaded, &name) {
             Ok(plan) => plan,

@@ -273,11 +273,18 @@ fn orders(
             volume,
             clear_bitmap,
         }),
+        Command::SuspendIo => Err(not_carried_out("suspend-io")),
+        Command::ResumeIo => Err(not_carried_out("resume-io")),
         ref other => Err(Refusal::other(
             format!("this daemon does not carry out {other:?}"),
             refusal::EXIT_FAILURE,
         )),
     }
+}
+
+fn not_carried_out(command: &str) -> Refusal {
+    let text = format!("'{command}' is not carried out by this version");
+    Refusal::other(text, refusal::EXIT_FAILURE)
 }
 
 /// Done, or the refusal.
@@ -303,8 +310,13 @@ fn explained(shared: &Shared, found: state::Refusal) -> Refusal {
         .filter(|volume| volume.openers > 0)
         .map(|volume| {
             format!(
-                "{}/{}: {} clients have it open",
-                shared.name, volume.number, volume.openers
+                "{}/{}: {}",
+                shared.name,
+                volume.number,
+                match volume.openers {
+                    1 => "an NBD client has it open".to_owned(),
+                    count => format!("{count} NBD clients have it open"),
+                }
             )
         })
         .collect();

@@ -205,7 +205,10 @@ pub(super) fn generations(core: &Core) -> Vec<GenerationReport> {
                 node_id: peer.node_id.0,
                 name: core.plan.node_name(peer.node_id),
                 bitmap: identifiers.slot(peer.node_id).0,
-                flags: device.map_or_else(PeerFlags::default, |device| peer_flags(peer, device)),
+                flags: PeerFlags {
+                    full_sync: flags.invalidated,
+                    ..device.map_or_else(PeerFlags::default, |device| peer_flags(peer, device))
+                },
             }
         });
         Some(GenerationReport {

@@ -26,6 +26,8 @@ pub struct Options {
     pub net: String,
     /// Lines of the `disk` section.
     pub disk: String,
+    /// More sections of the resource.
+    pub more: String,
 }
 
 impl Default for Options {
@@ -35,6 +37,7 @@ impl Default for Options {
             protocol: Protocol::C,
             net: String::new(),
             disk: String::new(),
+            more: String::new(),
         }
     }
 }
@@ -64,8 +67,8 @@ pub fn render(options: &Options, hosts: &[Host]) -> String {
     }
     let _ = writeln!(
         text,
-        "    }}\n    disk {{\n        {}\n    }}",
-        options.disk
+        "    }}\n    disk {{\n        {}\n    }}\n    {}",
+        options.disk, options.more
     );
     // Explicit node ids: without them the order of addresses decides, which two nodes behind a relay see differently.
     for (node_id, host) in hosts.iter().enumerate() {

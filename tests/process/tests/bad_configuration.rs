@@ -1,7 +1,7 @@
 //! Bad input from the configuration, the key and the peer: a clear error that names place and remedy, and nothing lost.
 
 use std::fs;
-use std::net::UdpSocket;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
@@ -167,6 +167,28 @@ fn an_occupied_port_is_named_and_taken_as_soon_as_it_is_free() {
     pair.alice.wait_status("connected", SYNC_LIMIT, |status| {
         status.connection_state() == "Connected"
     });
+}
+
+#[test]
+fn an_occupied_nbd_port_is_named_and_taken_by_adjust_when_it_is_free() {
+    let occupant = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = occupant.local_addr().unwrap();
+    let mut options = PairOptions::default();
+    options.resource.more = format!("options {{ nbd-listen {address}; }}");
+    let mut pair = Pair::prepared(&options);
+    pair.alice.start();
+    let told = pair.alice.try_command("up");
+    assert!(
+        told.code == 0
+            && told.stderr.contains(&address.to_string())
+            && told.stderr.contains("in use")
+            && told.stderr.contains("adjust"),
+        "the resource is up without it, and the port is named: {told}"
+    );
+    drop(occupant);
+    let told = pair.alice.try_command("adjust");
+    assert!(told.code == 0 && told.stderr.is_empty(), "{told}");
+    TcpStream::connect(address).unwrap();
 }
 
 #[test]

@@ -110,6 +110,28 @@ fn a_disk_without_metadata_is_refused_with_the_command_that_makes_them() {
 }
 
 #[test]
+fn metadata_of_drbd_are_recognised_and_left_alone() {
+    let mut pair = Pair::prepared(&PairOptions::default());
+    File::create(&pair.alice.disk)
+        .unwrap()
+        .set_len(DISK_BYTES)
+        .unwrap();
+    // The last block of the disk, with DRBD 9's magic where it stands.
+    let mut superblock = vec![0; 4096];
+    superblock[60..64].copy_from_slice(&0x8374_026d_u32.to_be_bytes());
+    overwrite(&pair.alice.disk, 4096, &superblock);
+    let before = fs::read(&pair.alice.disk).unwrap();
+    attach_refused(&mut pair.alice, 119, &["DRBD", "v09"]);
+    pair.alice.command("down");
+    let told = pair.alice.try_command("create-md");
+    assert!(told.code == 1 && told.stdout.contains("DRBD"), "{told}");
+    assert!(
+        fs::read(&pair.alice.disk).unwrap() == before,
+        "nothing was written"
+    );
+}
+
+#[test]
 fn another_node_s_disk_is_refused() {
     let (mut pair, _) = stopped_with_data();
     fs::copy(&pair.bob.disk, &pair.alice.disk).unwrap();
@@ -296,11 +318,19 @@ fn small_space(stage: &Stage, bytes: u64) -> SmallSpace {
     }
 }
 
-/// The disk of one node does not fit where it is: it fills up under load. The node goes on without it, nothing is lost.
-fn full_disk(of_primary: bool) {
+/// The disk of one node does not fit where it is: it fills up under load. The node goes on without it, nothing is lost; the handler
+/// is called where the option asks for it.
+fn full_disk(of_primary: bool, on_io_error: &str) {
     let space_stage = Stage::new();
     let space = small_space(&space_stage, 40 << 20);
-    let mut pair = Pair::prepared(&PairOptions::default());
+    let called = space_stage.path("handler-was-called");
+    let mut options = PairOptions::default();
+    options.resource.disk = format!("on-io-error {on_io_error};");
+    options.resource.more = format!(
+        "handlers {{ local-io-error \"echo $DRBD_RESOURCE/$DRBD_VOLUME >> {}\"; }}",
+        called.display()
+    );
+    let mut pair = Pair::prepared(&options);
     let node = if of_primary {
         &mut pair.alice
     } else {
@@ -343,6 +373,16 @@ fn full_disk(of_primary: bool) {
         log.contains("space") || log.contains("full"),
         "the log says what happened"
     );
+    if on_io_error == "call-local-io-error" {
+        let said = wait::until("the handler's word", SOON, || {
+            fs::read_to_string(&called)
+                .ok()
+                .filter(|said| !said.is_empty())
+        });
+        assert_eq!(said, "r0/0\n", "once, for the volume that failed");
+    } else {
+        assert!(!called.exists(), "nobody asked for the handler");
+    }
     pair.alice.must_run();
     pair.bob.must_run();
     if of_primary {
@@ -358,10 +398,10 @@ fn full_disk(of_primary: bool) {
 
 #[test]
 fn a_primary_whose_disk_is_full_goes_on_through_its_peer() {
-    full_disk(true);
+    full_disk(true, "call-local-io-error");
 }
 
 #[test]
 fn a_secondary_whose_disk_is_full_does_not_disturb_the_primary() {
-    full_disk(false);
+    full_disk(false, "detach");
 }

@@ -1,10 +1,11 @@
 //! Garbage on every socket of a daemon under load: nothing acknowledged is lost, nobody is shut out, memory stays bounded.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use qrbd_process_tests::configuration::Options;
 use qrbd_process_tests::load::{self, Load};
 use qrbd_process_tests::node::Node;
 use qrbd_process_tests::pair::{Pair, PairOptions};
@@ -34,9 +35,14 @@ impl Noise {
     }
 }
 
-/// Runs load, and `flood` beside it until its time is over; then everything acknowledged is there and both disks are equal.
+/// [`under_load_of`] a pair without further options.
 fn under_load(flood: impl Fn(&Pair, &mut Noise)) {
-    let mut pair = Pair::ready(&PairOptions::default());
+    under_load_of(&PairOptions::default(), flood);
+}
+
+/// Runs load, and `flood` beside it until its time is over; then everything acknowledged is there and both disks are equal.
+fn under_load_of(options: &PairOptions, flood: impl Fn(&Pair, &mut Noise)) {
+    let mut pair = Pair::ready(options);
     let load = Load::start(
         &pair.stage,
         &pair.alice,
@@ -118,52 +124,58 @@ fn connect_shortly(node: &Node) -> Option<UnixStream> {
     receiver.recv_timeout(Duration::from_millis(500)).ok()?.ok()
 }
 
+/// The beginning of a conversation that goes wrong in one of several ways.
+fn nbd_garbage(noise: &mut Noise) -> Vec<u8> {
+    let mut bytes = match noise.below(5) {
+        0 => Vec::new(),
+        // Right client flags, then an option with a senseless length.
+        1 => [
+            &3_u32.to_be_bytes()[..],
+            b"IHAVEOPT",
+            &7_u32.to_be_bytes(),
+            &u32::MAX.to_be_bytes(),
+        ]
+        .concat(),
+        // EXPORT_NAME of a name that does not end.
+        2 => [
+            &3_u32.to_be_bytes()[..],
+            b"IHAVEOPT",
+            &1_u32.to_be_bytes(),
+            &4096_u32.to_be_bytes(),
+        ]
+        .concat(),
+        // The export opened properly, then noise instead of requests.
+        3 => [
+            &3_u32.to_be_bytes()[..],
+            b"IHAVEOPT",
+            &1_u32.to_be_bytes(),
+            &2_u32.to_be_bytes(),
+            b"r0",
+        ]
+        .concat(),
+        // The export opened, a write of 4 GiB announced that never comes.
+        _ => [
+            &3_u32.to_be_bytes()[..],
+            b"IHAVEOPT",
+            &1_u32.to_be_bytes(),
+            &2_u32.to_be_bytes(),
+            b"r0",
+            &0x2560_9513_u32.to_be_bytes(),
+            &[0, 0, 0, 1],
+            &[0; 16],
+            &u32::MAX.to_be_bytes(),
+        ]
+        .concat(),
+    };
+    // Noise that begins as a request would be one: it must not.
+    bytes.push(0xff);
+    bytes
+}
+
 #[test]
 fn garbage_on_the_nbd_socket_harms_nobody() {
     under_load(|pair, noise| {
-        let mut bytes = match noise.below(5) {
-            0 => Vec::new(),
-            // Right client flags, then an option with a senseless length.
-            1 => [
-                &3_u32.to_be_bytes()[..],
-                b"IHAVEOPT",
-                &7_u32.to_be_bytes(),
-                &u32::MAX.to_be_bytes(),
-            ]
-            .concat(),
-            // EXPORT_NAME of a name that does not end.
-            2 => [
-                &3_u32.to_be_bytes()[..],
-                b"IHAVEOPT",
-                &1_u32.to_be_bytes(),
-                &4096_u32.to_be_bytes(),
-            ]
-            .concat(),
-            // The export opened properly, then noise instead of requests.
-            3 => [
-                &3_u32.to_be_bytes()[..],
-                b"IHAVEOPT",
-                &1_u32.to_be_bytes(),
-                &2_u32.to_be_bytes(),
-                b"r0",
-            ]
-            .concat(),
-            // The export opened, a write of 4 GiB announced that never comes.
-            _ => [
-                &3_u32.to_be_bytes()[..],
-                b"IHAVEOPT",
-                &1_u32.to_be_bytes(),
-                &2_u32.to_be_bytes(),
-                b"r0",
-                &0x2560_9513_u32.to_be_bytes(),
-                &[0, 0, 0, 1],
-                &[0; 16],
-                &u32::MAX.to_be_bytes(),
-            ]
-            .concat(),
-        };
-        // Noise that begins as a request would be one: it must not.
-        bytes.push(0xff);
+        let mut bytes = nbd_garbage(noise);
         let length = noise.below(20_000) as usize;
         bytes.extend(noise.bytes(length));
         throw(&pair.alice.nbd_socket(), &bytes);
@@ -224,5 +236,31 @@ fn garbage_on_the_udp_port_harms_nobody() {
             }
         }
         std::thread::sleep(Duration::from_millis(2));
+    });
+}
+
+#[test]
+fn garbage_on_the_nbd_tcp_port_harms_nobody() {
+    let listen = qrbd_process_tests::stage::address();
+    let options = PairOptions {
+        resource: Options {
+            more: format!("options {{ nbd-listen {listen}; }}"),
+            ..Options::default()
+        },
+        ..PairOptions::default()
+    };
+    let connect = || TcpStream::connect_timeout(&listen, Duration::from_secs(1));
+    under_load_of(&options, |_, noise| {
+        let Ok(mut stream) = connect() else {
+            panic!("nobody listens at {listen}");
+        };
+        let short = Some(Duration::from_millis(20));
+        stream.set_read_timeout(short).unwrap();
+        stream.set_write_timeout(short).unwrap();
+        let mut bytes = nbd_garbage(noise);
+        let length = noise.below(20_000) as usize;
+        bytes.extend(noise.bytes(length));
+        let _ = stream.write_all(&bytes);
+        let _ = stream.read(&mut [0; 4096]);
     });
 }

@@ -37,7 +37,7 @@ pub struct Global {
         default_value = "/run/qrbd"
     )]
     pub run_dir: PathBuf,
-    /// Directory of what the daemon remembers.
+    /// Directory for what the daemon remembers outside of its disks: nothing, in this version.
     #[arg(
         long,
         value_name = "DIR",
@@ -190,9 +190,9 @@ pub enum Command {
     PauseSync(Targets),
     /// Let a held resync go on.
     ResumeSync(Targets),
-    /// Freeze application I/O.
+    /// Freeze application I/O (not carried out by this version).
     SuspendIo(Targets),
-    /// Let application I/O go on.
+    /// Let application I/O go on (not carried out by this version).
     ResumeIo(Targets),
     /// Begin a new data generation.
     NewCurrentUuid {

@@ -26,6 +26,42 @@ impl Context {
         })
     }
 
+    /// For commands that would do more than a part of a resource asks for.
+    ///
+    /// # Errors
+    /// A target names a connection, or one of several volumes.
+    pub(super) fn whole_resources(&self, name: &str, targets: &[String]) -> Outcome {
+        for text in targets {
+            let target = match minor_of(text) {
+                Some(_) => self.targets(std::slice::from_ref(text))?.remove(0),
+                None => parse_target(text)
+                    .map_err(|error| Failure::new(EXIT_USAGE, error.to_string()))?,
+            };
+            let is_all_there_is = |number| {
+                let resource = target.resource.as_deref().unwrap_or_default();
+                self.configuration()
+                    .loaded
+                    .resource(resource)
+                    .is_some_and(|resource| {
+                        resource
+                            .volumes()
+                            .iter()
+                            .all(|volume| volume.number == number)
+                    })
+            };
+            let part = match (&target.peer, target.volume) {
+                (Some(_), _) => "connection",
+                (None, Some(number)) if !is_all_there_is(number) => "volume",
+                _ => continue,
+            };
+            return Err(Failure::new(
+                EXIT_USAGE,
+                format!("{name} operates on whole resources, but you specified a specific {part}!"),
+            ));
+        }
+        Ok(())
+    }
+
     /// `wait-connect` and `wait-sync`.
     pub(super) fn wait(&self, name: &str, wait: &Wait) -> Outcome {
         let configuration = self.configuration();
@@ -63,8 +99,9 @@ impl Context {
         }
         match self.call(command.clone(), target.clone())? {
             Response::Ok { text } => {
+                // Hints and warnings: scripts read stdout.
                 if !text.is_empty() {
-                    say!("{}", text.trim_end());
+                    complain!("{}", text.trim_end());
                 }
                 Ok(())
             }

@@ -180,7 +180,10 @@ impl Context {
         use qrbd_control::Command as Ask;
         match command {
             Command::Up(targets) => self.ask("up", &targets.targets, Ask::Up),
-            Command::Down(targets) => self.ask("down", &targets.targets, Ask::Down),
+            Command::Down(targets) => {
+                self.whole_resources("down", &targets.targets)?;
+                self.ask("down", &targets.targets, Ask::Down)
+            }
             Command::Adjust(targets) => self.ask("adjust", &targets.targets, Ask::Adjust),
             Command::Attach(targets) => self.ask("attach", &targets.targets, Ask::Attach),
             Command::Detach { force, targets } => {

@@ -101,14 +101,8 @@ impl Context {
             |disks, image| {
                 image.superblock.flags.consistent = false;
                 image.superblock.flags.was_up_to_date = false;
-                for peer in image
-                    .superblock
-                    .peers
-                    .iter_mut()
-                    .filter(|peer| peer.node_id.is_some())
-                {
-                    peer.flags.full_sync = true;
-                }
+                // As the daemon does: the next connection makes this node the target, whatever its generation. What is blank is that anyway.
+                image.superblock.flags.invalidated = !image.superblock.current.is_just_created();
                 disks.carry_out(superblock_update(&mut image.superblock, &image.layout))?;
                 for slot in image.superblock.allocated_slots().collect::<Vec<_>>() {
                     image.bitmaps[slot].set_all();

@@ -169,7 +169,7 @@ pub fn generations(
                 connected: slot.flags.connected,
                 peer_outdated: slot.flags.outdated,
                 peer_fencing: slot.flags.fencing,
-                full_sync: slot.flags.full_sync,
+                full_sync: slot.flags.full_sync || superblock.flags.invalidated,
                 device_seen: slot.flags.device_seen,
             },
         });

@@ -154,6 +154,44 @@ fn commands_reach_the_daemon_as_asked() {
 }
 
 #[test]
+fn down_of_a_part_is_refused_since_it_would_take_everything() {
+    let directory = configured("internal");
+    let seen = daemon(directory.path(), |_| ok());
+    let ran = qrbdadm(directory.path(), &["down", "r0:bob"]);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (
+            1,
+            "down operates on whole resources, but you specified a specific connection!\n"
+        )
+    );
+    assert!(seen.lock().unwrap().is_empty(), "nobody was asked");
+    // The only volume is the whole resource.
+    for whole in ["r0/0", "minor-0", "r0", "all"] {
+        assert_eq!(
+            qrbdadm(directory.path(), &["down", whole]).code,
+            0,
+            "{whole}"
+        );
+    }
+}
+
+#[test]
+fn hints_of_the_daemon_stay_out_of_the_way_of_scripts() {
+    let directory = configured("internal");
+    daemon(directory.path(), |_| {
+        vec![Response::Ok {
+            text: "a hint".to_owned(),
+        }]
+    });
+    let ran = qrbdadm(directory.path(), &["primary", "r0"]);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+        (0, "", "a hint\n")
+    );
+}
+
+#[test]
 fn dry_run_asks_nobody() {
     let directory = configured("internal");
     let ran = qrbdadm(directory.path(), &["-d", "primary", "--force", "r0"]);
@@ -436,10 +474,10 @@ fn progress_is_printed_in_plain_lines_off_a_terminal() {
         ]
     });
     let ran = qrbdadm(directory.path(), &["wait-sync", "r0"]);
-    assert_eq!((ran.code, ran.stdout.as_str()), (0, "done\n"));
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""));
     assert_eq!(
         ran.stderr,
-        "r0/0 bob SyncTarget 10.00% 1.0 MiB/s 0:00:01 left\nr0/0 bob SyncTarget 20.00% 1.0 MiB/s 0:00:01 left\n"
+        "r0/0 bob SyncTarget 10.00% 1.0 MiB/s 0:00:01 left\nr0/0 bob SyncTarget 20.00% 1.0 MiB/s 0:00:01 left\ndone\n"
     );
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use qrbd_engine::metadata::image::{Step, load, superblock_update};
 use qrbd_engine::metadata::layout::Placement;
-use qrbd_engine::units::NodeId;
+use qrbd_engine::units::{Generation, NodeId};
 
 use super::fixtures::{blank, configured, qrbdadm, qrbdadm_with_input};
 
@@ -346,6 +346,7 @@ fn outdate_and_invalidate_work_on_the_metadata_of_a_resource_that_is_down() {
     change(directory.path(), false, |image| {
         image.superblock.flags.consistent = true;
         image.superblock.flags.was_up_to_date = true;
+        image.superblock.current = Generation(0x1234_5678_9abc_def0);
         image.superblock.allocate_slot(NodeId(1)).unwrap();
     });
     assert_eq!(
@@ -364,9 +365,12 @@ fn outdate_and_invalidate_work_on_the_metadata_of_a_resource_that_is_down() {
     );
     let dump = qrbdadm(directory.path(), &["dump-md", "r0"]).stdout;
     assert!(
-        dump.contains("# full-sync") && dump.contains("# bits-set 16351;"),
+        dump.contains("invalidated") && dump.contains("# bits-set 16351;"),
         "{dump}"
     );
+    let full_sync = "1:0";
+    let told = qrbdadm(directory.path(), &["get-gi", "r0"]).stdout;
+    assert!(told.trim_end().ends_with(full_sync), "{told}");
 }
 
 #[test]
