@@ -21,7 +21,7 @@ def between_markers(document, results):
 
 
 def results_of(record):
-    return f"![{PICTURE}]({os.path.basename(PICTURE)})\n\n```text\n{table(record).rstrip()}\n```\n"
+    return f"![Each load at each peer: medians, spread, ratio to plain]({os.path.basename(PICTURE)})\n\n```text\n{table(record).rstrip()}\n```\n"
 
 
 def write_document(record):

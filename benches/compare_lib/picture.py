@@ -9,7 +9,7 @@ COLOURS = {"unreplicated": "#9aa5b1", "replicated": "#d9822b", "qrbd": "#2166ac"
 LEGEND = {"unreplicated": "not replicated", "replicated": "replicated by QEMU", "qrbd": "QRBD, encrypted"}
 COLUMNS = 2
 PANEL_WIDTH, MARGIN, ROW, HEAD = 560, 20, 20, 34
-LABEL_WIDTH, VALUE_WIDTH = 206, 112
+LABEL_WIDTH, VALUE_WIDTH = 216, 116
 BAR_WIDTH = PANEL_WIDTH - LABEL_WIDTH - VALUE_WIDTH
 TOP = 74
 
@@ -42,7 +42,8 @@ def panel(x, y, load, rows):
         parts.append(line(left + figures.least * scale, middle, left + figures.most * scale, middle))
         for value in (figures.least, figures.most):
             parts.append(line(left + value * scale, middle - 3, left + value * scale, middle + 3))
-        parts.append(text(left + BAR_WIDTH + 6, middle + 4, f"{number(figures.median)}  {times(to_plain)}", 11))
+        parts.append(text(left + BAR_WIDTH + 54, middle + 4, number(figures.median), 11, "end"))
+        parts.append(text(left + BAR_WIDTH + 112, middle + 4, times(to_plain), 11, "end"))
     return parts
 
 
@@ -57,8 +58,7 @@ def picture(record):
         y += HEAD + max(len(rows) for _, rows in row) * ROW + MARGIN
     width = MARGIN + COLUMNS * (PANEL_WIDTH + MARGIN)
     head = [text(MARGIN, 28, "QRBD beside other ways to reach a disk: medians, least to most, and the ratio to plain qemu-nbd", 17, weight="bold")]
-    for number_of_line, words in enumerate(heading(record).split("\n")[:1]):
-        head.append(text(MARGIN, 46 + 14 * number_of_line, words, 11, colour="#52606d"))
+    head.append(text(MARGIN, 46, heading(record).split("\n")[0], 11, colour="#52606d"))
     x = MARGIN
     for kind, colour in COLOURS.items():
         head += [rectangle(x, 53, 10, 10, colour), text(x + 14, 62, LEGEND[kind], 11)]

@@ -102,9 +102,9 @@ class Pair(Peer):
         os.kill(process.pid, signal.SIGKILL)
         self.context.processes.end(process, gently=False)
 
-    def wait_until(self, what, condition, limit_seconds=20):
+    def wait_until(self, what, condition, limit_seconds=20, pause_seconds=0.05):
         try:
-            self.context.processes.wait_until(f"{self.name}: {what}", condition, limit_seconds)
+            self.context.processes.wait_until(f"{self.name}: {what}", condition, limit_seconds, pause_seconds=pause_seconds)
         except StepFailed as error:
             logs = "\n".join(self.context.processes.end_of_log(f"{self.name}.{node}") for node in self.nodes)
             raise StepFailed(f"{error}\n{logs}") from None

@@ -196,7 +196,9 @@ def alive_in_group(group):
 class Started(unittest.TestCase):
     def test_what_was_started_is_ended_with_its_children(self):
         processes = Processes("/tmp")
-        child = processes.start("qrbd-compare-test", ["sh", "-c", "trap '' TERM; sleep 60 & wait; sleep 60"])
+        child = processes.start("qrbd-compare-test", ["sh", "-c", "sleep 60 & echo started; wait"])
+        processes.wait_until("it has a child", lambda: "started" in processes.end_of_log(child.name), process=child)
+        self.assertEqual(len(alive_in_group(child.pid)), 2)
         processes.end_all()
         os.unlink(processes.log_of("qrbd-compare-test"))
         self.assertIsNotNone(child.returncode)
