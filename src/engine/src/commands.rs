@@ -124,7 +124,7 @@ impl<P: Payload> Engine<P> {
             Command::Disconnect { peer, force } => self.disconnect(id, *peer, *force),
             Command::Promote { force } => self.promote(id, *force, deferred.since),
             Command::Demote { force } => self.demote(id, *force),
-            Command::Invalidate { volume } => self.invalidate(Some(id), *volume),
+            Command::Invalidate { volume } => self.invalidate(Some(id), *volume, deferred.since),
             Command::InvalidateRemote { volume, peer } => {
                 self.invalidate_remote(id, *volume, *peer)
             }
@@ -299,11 +299,9 @@ impl<P: Payload> Engine<P> {
                 self.peers[p].devices[v].hold = true;
             }
             if self.peers[p].connection == ConnectionState::Connected {
-                if primary {
-                    self.peers[p].devices[v].round_wanted = true;
-                } else {
-                    self.start_round(p, v);
-                }
+                // The question is asked when it can be followed up: what the peer sends behind its answer must not meet a node that is
+                // still writing the attach down.
+                self.peers[p].devices[v].round_wanted = true;
             } else if self.peers[p].shaking_hands() {
                 // The Hello may have said that there is no disk.
                 self.renegotiate(p, "attached-during-handshake");
@@ -409,7 +407,12 @@ impl<P: Payload> Engine<P> {
         Ok(false)
     }
 
-    fn invalidate(&mut self, id: Option<CommandId>, number: VolumeNumber) -> Result<bool, Refusal> {
+    fn invalidate(
+        &mut self,
+        id: Option<CommandId>,
+        number: VolumeNumber,
+        since: u64,
+    ) -> Result<bool, Refusal> {
         let v = self.volume_of(number)?;
         if !self.volumes[v].usable() {
             return Err(Refusal::NoLocalDisk);
@@ -426,6 +429,11 @@ impl<P: Payload> Engine<P> {
         };
         if self.peers[p].devices[v].replication != ReplicationState::Established {
             return Err(Refusal::ResyncRunning);
+        }
+        if self.peers[p].heard_in <= since {
+            // It may have died a moment ago, and what it had not made durable would be here alone: only a peer that is alive takes over.
+            self.ask_whether_alive(p);
+            return Err(Refusal::InTransientState);
         }
         self.set_disk(v, DiskState::Inconsistent, "invalidate");
         let volume = &mut self.volumes[v];
@@ -494,7 +502,7 @@ impl<P: Payload> Engine<P> {
         if self.volume_index(number).is_none() {
             return Err("an unknown volume");
         }
-        if self.invalidate(None, number).is_err() {
+        if self.invalidate(None, number, self.events - 1).is_err() {
             self.decision(
                 Some(p),
                 None,

@@ -69,6 +69,7 @@ impl<P: Payload> Engine<P> {
             device.mine = None;
             device.theirs = None;
             device.postponed = None;
+            device.told_since = None;
             device.round_wanted = false;
             device.last_resync_id = 0;
             device.stopped_resync = false;
@@ -82,9 +83,10 @@ impl<P: Payload> Engine<P> {
             if !matches!(device.disk, DiskState::Inconsistent | DiskState::Outdated) {
                 device.disk = DiskState::DUnknown;
             }
-            self.volumes[v]
-                .waiters
-                .retain(|waiter| waiter.peer != Some(p));
+            // A resync that the source ended is over: this disk has everything, and becomes UpToDate without the connection too.
+            self.volumes[v].waiters.retain(|waiter| {
+                waiter.peer != Some(p) || matches!(waiter.then, After::TargetFinished { .. })
+            });
         }
         // What is left in the transfer log may be missing at the peer (W7).
         let left = self.peers[p].log.take_all();
@@ -463,6 +465,7 @@ impl<P: Payload> Engine<P> {
         }
         self.stop_resync(p, v);
         self.peers[p].devices[v].postponed = None;
+        self.peers[p].devices[v].told_since = None;
         if core::mem::take(&mut self.peers[p].devices[v].stopped_resync) {
             // Behind the last data of the resync that was stopped: the target takes part in another one only after this.
             self.send(p, Message::ResyncFinish { volume: number });

@@ -98,6 +98,7 @@ impl<P: Payload> Engine<P> {
         }
         let settled = self.volumes.iter().all(|volume| {
             volume.detaching.is_none()
+                && !volume.is_finishing_resync()
                 && volume.backing.as_ref().is_none_or(|backing| {
                     backing.writer.superblock.wanted == backing.writer.superblock.durable
                 })
@@ -270,7 +271,8 @@ impl<P: Payload> Engine<P> {
         let changing = self
             .role_change
             .as_ref()
-            .is_some_and(|change| !change.is_draining());
+            .is_some_and(|change| !change.is_draining())
+            || self.volumes[v].is_finishing_resync();
         let recorded = self.volumes[v].backing.as_ref().is_none_or(|backing| {
             backing.writer.superblock.wanted == backing.writer.superblock.durable
         });
@@ -279,6 +281,7 @@ impl<P: Payload> Engine<P> {
         let device = &self.peers[p].devices[v];
         let noted = device.misses_tracked || device.disk != DiskState::UpToDate;
         let drained = !device.round_wanted
+            || self.role != Role::Primary
             || noted && !device.resync_ending && !self.peers[p].log.has_unwritten(v);
         !changing && recorded && drained
     }
@@ -297,11 +300,20 @@ impl<P: Payload> Engine<P> {
             }
             if self.peers[p].devices[v].postponed.is_some() && self.may_shake_hands(p, v) {
                 self.peers[p].devices[v].round_wanted = false;
+                let told = self.peers[p].devices[v].told_since.take();
                 if let Some(theirs) = self.peers[p].devices[v].postponed.take() {
                     progress = true;
                     if let Err(what) = self.again_received(p, theirs) {
                         self.protocol_error(p, what);
                     }
+                }
+                // What the peer said after its question counts more than what stood in it.
+                let device = &mut self.peers[p].devices[v];
+                if let Some(disk) = told
+                    && device.replication != ReplicationState::Off
+                    && device.disk.has_data()
+                {
+                    device.disk = disk;
                 }
             }
         }
@@ -732,7 +744,6 @@ impl<P: Payload> Engine<P> {
     /// One side has no disk: the connection stands, nothing is compared.
     fn connect_diskless(&mut self, p: usize, v: usize, mine: &VolumeHello, theirs: &VolumeHello) {
         self.set_replication(p, v, ReplicationState::Established, "diskless");
-        self.end_attached_anew(v);
         if mine.disk == DiskState::Diskless && theirs.disk.has_data() && self.volumes[v].size == 0 {
             self.volumes[v].size = if theirs.effective_bytes == 0 {
                 theirs.max_bytes
@@ -750,8 +761,17 @@ impl<P: Payload> Engine<P> {
         if stale(mine, theirs) && theirs.disk > DiskState::Outdated {
             self.peers[p].devices[v].disk = DiskState::Outdated;
         }
-        if stale(theirs, mine) && self.volumes[v].disk > DiskState::Outdated {
-            self.outdate_disk(v, "primary-showed-newer-data");
+        if stale(theirs, mine) {
+            // Before the disk takes the state that it claims: the Primary must not see it UpToDate for a moment and write to it.
+            if let Some(claimed) = &mut self.volumes[v].attached_anew {
+                *claimed = (*claimed).min(DiskState::Outdated);
+            }
+            self.end_attached_anew(v);
+            if self.volumes[v].disk > DiskState::Outdated {
+                self.outdate_disk(v, "primary-showed-newer-data");
+            }
+        } else {
+            self.end_attached_anew(v);
         }
         match self.volumes[v]
             .backing
@@ -879,7 +899,12 @@ impl<P: Payload> Engine<P> {
             let device = &mut self.peers[p].devices[v];
             // What a disk that is being attached becomes is learned through a handshake of its own.
             let passing = matches!(disk, DiskState::Attaching | DiskState::Negotiating);
-            if device.replication == ReplicationState::Off || device.disk == disk || passing {
+            if device.replication == ReplicationState::Off || passing {
+                continue;
+            }
+            device.told_since =
+                Some(disk).filter(|_| device.postponed.is_some() && disk.has_data());
+            if device.disk == disk {
                 continue;
             }
             if disk.has_data() {

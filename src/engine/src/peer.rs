@@ -116,6 +116,8 @@ pub(crate) struct PeerDevice {
     pub theirs: Option<VolumeHello>,
     /// A question for another round that came while a role change or a new generation was being written down.
     pub postponed: Option<VolumeHello>,
+    /// The peer's disk as it said after that question.
+    pub told_since: Option<DiskState>,
     /// Another round is to be asked for once the peer has written everything that it was sent (a Primary's disk came back).
     pub round_wanted: bool,
     /// Last number of a resync operation on this session; numbers run on over several resyncs.
@@ -153,6 +155,7 @@ impl PeerDevice {
             mine: None,
             theirs: None,
             postponed: None,
+            told_since: None,
             round_wanted: false,
             last_resync_id: 0,
             bitmap_rest: None,

@@ -915,9 +915,11 @@ impl<P: Payload> Engine<P> {
         let volume = self.volumes[v].number;
         self.peers[p].devices[v].target = None;
         self.set_disk(v, DiskState::UpToDate, "resync-finished");
-        if self.peers[p].devices[v].replication.is_sync_target() {
-            self.set_replication(p, v, ReplicationState::Established, "resync-finished");
+        if !self.peers[p].devices[v].replication.is_sync_target() {
+            // The connection or the source's disk was lost meanwhile.
+            return;
         }
+        self.set_replication(p, v, ReplicationState::Established, "resync-finished");
         self.peers[p].devices[v].contact = self.volumes[v]
             .backing
             .as_ref()

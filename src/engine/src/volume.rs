@@ -228,6 +228,13 @@ impl Volume {
         self.disk.has_data() && self.backing.is_some()
     }
 
+    /// True while the end of a resync to this disk is being written down. Its data are whole, whatever becomes of the connection.
+    pub fn is_finishing_resync(&self) -> bool {
+        self.waiters
+            .iter()
+            .any(|waiter| matches!(waiter.then, After::TargetFinished { .. }))
+    }
+
     /// Superblock changed in memory: version that must become durable; 0 without a disk.
     pub fn want_superblock(&mut self) -> u64 {
         self.backing

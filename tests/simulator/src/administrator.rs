@@ -63,10 +63,13 @@ pub struct Manager {
     pub holder: Option<NodeIndex>,
     /// The node whose word on who is current counts: the last one promoted, as long as it is Primary.
     speaks: Option<NodeIndex>,
-    /// The last Primary left its role in good order.
-    pub graceful: bool,
+    /// The last Primary left its role in good order, by volume: its own data were good, or it saw its peer's to the end.
+    pub graceful: Vec<bool>,
     /// Somebody forced a promotion while another node may have had data.
     pub forced_apart: bool,
+    /// A promotion apart from the others was written down and not carried out: the node's disk tells of a history of its own, in which
+    /// nothing was written.
+    pub half_promoted: Option<NodeIndex>,
     /// Liveness phase.
     pub healing: bool,
     /// Nodes that a whim disconnected.
@@ -93,8 +96,9 @@ impl Manager {
             forces: settings.beginning == Beginning::ForcePrimary,
             holder: None,
             speaks: None,
-            graceful: false,
+            graceful: vec![false; settings.volumes.len()],
             forced_apart: false,
+            half_promoted: None,
             healing: false,
             disconnected: vec![false; settings.nodes],
             attempts: 0,
@@ -139,7 +143,7 @@ impl Manager {
                 } else {
                     Phase::Vacant
                 };
-                self.graceful = false;
+                self.graceful.fill(false);
             }
             _ => {}
         }
@@ -259,7 +263,7 @@ impl World {
 
     fn vacant_step(&mut self) {
         // A split brain is settled first.
-        let apart = self.settings.reckless && self.manager.healing && self.manager.victim.is_some();
+        let apart = self.manager.healing && self.manager.victim.is_some();
         let settled = !apart || (0..self.settings.nodes).all(|node| self.is_connected_to_all(node));
         if self.now < self.manager.wait_until || !settled {
             return;
@@ -345,8 +349,14 @@ impl World {
             }
             return;
         }
+        if command.text.starts_with("Invalidate {") && result.is_ok() {
+            self.invalidated(node, command);
+        }
         if !self.manager.active {
             return;
+        }
+        if result.is_err() {
+            self.note_half_promotion(node, command);
         }
         let phase = self.manager.phase;
         match command.purpose {
@@ -374,7 +384,7 @@ impl World {
             Purpose::Demote if phase == Phase::Demoting(node) => match result {
                 Ok(()) => {
                     self.manager.phase = Phase::Vacant;
-                    self.manager.graceful = true;
+                    self.left_in_order(node);
                     self.manager.wait_until =
                         self.now + self.manager.random.delay(100, 50 * MILLISECOND);
                 }
@@ -394,8 +404,78 @@ impl World {
             if matches!(self.manager.phase, Phase::Serving(who) | Phase::Draining(who) | Phase::Demoting(who) if who == node)
             {
                 self.manager.phase = Phase::Vacant;
-                self.manager.graceful = false;
+                self.manager.graceful.fill(false);
             }
+        }
+    }
+
+    /// A demotion was answered. Where the node had neither a good disk nor a peer with one, it could not bring anything to an end.
+    fn left_in_order(&mut self, node: NodeIndex) {
+        let Some(view) = self.nodes[node].live_view().cloned() else {
+            return;
+        };
+        for volume in 0..self.settings.volumes.len() {
+            let good = view.volumes[volume].disk == DiskState::UpToDate
+                || (0..self.settings.nodes)
+                    .any(|peer| peer != node && view.in_sync_with(peer, volume));
+            self.manager.graceful[volume] = good;
+        }
+    }
+
+    /// A node gave its data up by order. If its peer was alive when the order was given and lost power before it was carried out, what
+    /// no flush covered is gone with that order.
+    fn invalidated(&mut self, node: NodeIndex, command: &OpenCommand) {
+        for volume in 0..self.settings.volumes.len() {
+            let inconsistent = self.nodes[node]
+                .live_view()
+                .is_some_and(|view| view.volumes[volume].disk == DiskState::Inconsistent);
+            if !inconsistent || command.view_before.volumes[volume].disk == DiskState::Inconsistent
+            {
+                continue;
+            }
+            self.nodes[node].volumes[volume].current = false;
+            for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
+                let crashed = self.nodes[peer].volumes[volume].loss >= crate::node::Loss::Power;
+                if command.peers_live && crashed {
+                    let branch = self.nodes[peer].volumes[volume].branch;
+                    self.branches[branch].lose_unflushed();
+                }
+            }
+        }
+    }
+
+    /// A promotion ended without success: did it leave a generation behind?
+    pub(crate) fn note_half_promotion(&mut self, node: NodeIndex, command: &OpenCommand) {
+        if command.promotion.is_none() {
+            return;
+        }
+        let mut left = false;
+        for volume in 0..self.settings.volumes.len() {
+            let before = command.view_before.volumes[volume].current;
+            let lives = self.nodes[node]
+                .live_view()
+                .map(|view| view.volumes[volume].current)
+                .filter(|current| !current.is_none());
+            let here = lives.or_else(|| self.generation_on_disk(node, volume));
+            if before.is_none() || here.is_none_or(|here| here.same(before)) {
+                continue;
+            }
+            left = true;
+            // Whoever goes on elsewhere goes on without this disk.
+            let state = &self.nodes[node].volumes[volume];
+            let mut fork = self.branches[state.disk_branch.unwrap_or(state.branch)].clone();
+            fork.own_writes = 0;
+            self.branches.push(fork);
+            let state = &mut self.nodes[node].volumes[volume];
+            match &mut state.disk_branch {
+                Some(branch) => *branch = self.branches.len() - 1,
+                None => state.branch = self.branches.len() - 1,
+            }
+        }
+        if left {
+            self.trace
+                .line(self.now, || format!("n{node} is half promoted"));
+            self.manager.half_promoted = Some(node);
         }
     }
 
@@ -403,7 +483,7 @@ impl World {
     pub(crate) fn manager_promoted(&mut self, node: NodeIndex) {
         self.manager.holder = Some(node);
         self.manager.speaks = Some(node);
-        self.manager.graceful = false;
+        self.manager.graceful.fill(false);
         for volume in 0..self.settings.volumes.len() {
             self.nodes[node].volumes[volume].loss = crate::node::Loss::Nothing;
         }
@@ -431,7 +511,10 @@ impl World {
                     if other == node {
                         view.volumes[volume].disk == DiskState::UpToDate
                     } else {
+                        // The source of a resync to this very node has everything as well.
                         view.in_sync_with(other, volume)
+                            || view.replication(other, volume).is_sync_target()
+                                && view.peer_disk(other, volume) == DiskState::UpToDate
                     }
                 })
                 .collect();
@@ -635,9 +718,12 @@ impl World {
             self.command(node, Command::Demote { force: true }, Purpose::Heal);
             return;
         }
-        if self.settings.reckless && self.manager.attempts > 6 {
-            let victim = *self.manager.victim.get_or_insert_with(|| {
-                self.manager.random.below(self.settings.nodes as u64) as usize
+        let half = self.manager.half_promoted;
+        if (self.settings.reckless || half.is_some()) && self.manager.attempts > 6 {
+            let victim = *self.manager.victim.get_or_insert_with(|| match half {
+                // Nothing was written there.
+                Some(half) if !self.settings.reckless => half,
+                _ => self.manager.random.below(self.settings.nodes as u64) as usize,
             });
             if victim == node {
                 if role == Role::Primary {

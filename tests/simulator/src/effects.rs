@@ -3,7 +3,7 @@
 use qrbd_engine::api::{
     ClientError, Command, CommandId, Effect, Event, Notice, Operation, RequestId,
 };
-use qrbd_engine::state::Refusal;
+use qrbd_engine::state::{DiskState, Refusal};
 use qrbd_engine::units::{ByteRange, Time};
 
 use crate::administrator::Purpose;
@@ -35,6 +35,9 @@ impl World {
         self.trace
             .line(self.now, || format!("n{node} command {id}: {text}"));
         let view_before = process.view.clone();
+        let peers_live = (0..self.settings.nodes)
+            .filter(|&peer| peer != node)
+            .all(|peer| self.peer_is_the_same(node, peer));
         self.commands.insert(
             id,
             OpenCommand {
@@ -43,6 +46,7 @@ impl World {
                 at: self.now,
                 promotion,
                 view_before,
+                peers_live,
                 purpose,
             },
         );
@@ -297,6 +301,15 @@ impl World {
         };
         if let Some(rules) = &mut self.rules {
             rules.push((node, rule));
+        }
+        if let Notice::Disk {
+            volume,
+            from: DiskState::Negotiating,
+            to: DiskState::Failed,
+            ..
+        } = notice
+        {
+            self.nodes[node].volumes[usize::from(volume.0)].attach_refused = true;
         }
         self.trace.mix(&[
             rule.len() as u64,

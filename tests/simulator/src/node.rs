@@ -61,6 +61,8 @@ pub struct NodeVolume {
     pub faults: DiskFaults,
     /// The branch of the data that it holds or follows.
     pub branch: usize,
+    /// The branch of the disk's own data, while the node follows its peer's as a Primary without a good disk.
+    pub disk_branch: Option<usize>,
     /// What was lost since it was last in sync.
     pub loss: Loss,
     /// The engine was given the disk.

@@ -121,10 +121,18 @@ impl World {
             self.scratch = changed;
         }
         self.end_requests_of(node);
+        self.leave_peers_branch(node);
         if power {
             self.lose_unflushed_of(node);
         }
+        let ended: Vec<_> = (self.commands.values())
+            .filter(|command| command.node == node)
+            .cloned()
+            .collect();
         self.commands.retain(|_, command| command.node != node);
+        for command in ended {
+            self.note_half_promotion(node, &command);
+        }
         for connection in self.live.clone() {
             let shell = &mut self.connections[connection];
             let Some(end) = shell

@@ -62,6 +62,8 @@ pub struct Settings {
     pub liveness: Micros,
     /// Most requests in flight.
     pub queue_depth: u64,
+    /// Clients write to every extent, so that their depth asks for more than the activity log holds.
+    pub spread: bool,
     /// Time between two requests.
     pub think: (Micros, Micros),
     /// Disk latency.
@@ -97,7 +99,7 @@ impl Settings {
                 }
             })
             .collect();
-        Settings {
+        let mut settings = Settings {
             seed,
             nodes: 2,
             protocol,
@@ -116,6 +118,7 @@ impl Settings {
             safety: random.between(1, 6) * SECOND,
             liveness: 60 * SECOND,
             queue_depth: random.between(1, 12),
+            spread: false,
             think: *random.pick(&[
                 (200, 2 * MILLISECOND),
                 (MILLISECOND, 20 * MILLISECOND),
@@ -146,7 +149,17 @@ impl Settings {
                     *random.pick(&[0, 200, 1000])
                 },
             },
+        };
+        // Of a stream of its own, so that the other seeds stay what they were.
+        let mut starving = Random::new(seed ^ 0x57A2_71E5);
+        if starving.chance(120) {
+            settings.spread = true;
+            settings.queue_depth = starving.between(16, 40);
+            for volume in &mut settings.volumes {
+                volume.al_extents = 9;
+            }
         }
+        settings
     }
 
     /// Settings without faults and without commands, for scenarios.
@@ -167,6 +180,7 @@ impl Settings {
             safety: 0,
             liveness: 60 * SECOND,
             queue_depth: 4,
+            spread: false,
             think: (MILLISECOND, 5 * MILLISECOND),
             disk_delay: (50, 500),
             network_delay: (50, 500),

@@ -31,7 +31,7 @@ impl Workload {
         let hot = settings
             .volumes
             .iter()
-            .map(|volume| hot_blocks(volume.data_bytes, &mut random))
+            .map(|volume| hot_blocks(volume.data_bytes, settings.spread, &mut random))
             .collect();
         let budget = random.between(100, 1000) as u32;
         Workload {
@@ -69,7 +69,7 @@ impl Workload {
     }
 }
 
-fn hot_blocks(data_bytes: u64, random: &mut Random) -> Vec<u64> {
+fn hot_blocks(data_bytes: u64, spread: bool, random: &mut Random) -> Vec<u64> {
     let extents = data_bytes.div_ceil(EXTENT_BYTES);
     let mut hot = Vec::new();
     for _ in 0..random.between(4, 30) {
@@ -77,6 +77,9 @@ fn hot_blocks(data_bytes: u64, random: &mut Random) -> Vec<u64> {
         if offset + 4096 <= data_bytes {
             hot.push(offset);
         }
+    }
+    if spread {
+        hot.extend((0..data_bytes / EXTENT_BYTES).map(|extent| extent * EXTENT_BYTES));
     }
     // The last block, which may be cut short.
     hot.push((data_bytes - 1) / 4096 * 4096);

@@ -172,6 +172,8 @@ pub struct OpenCommand {
     pub promotion: Option<bool>,
     /// View before.
     pub view_before: NodeView,
+    /// The processes at the other ends of the node's sessions were alive.
+    pub peers_live: bool,
     /// Why it was given.
     pub purpose: crate::administrator::Purpose,
 }
@@ -412,6 +414,7 @@ impl World {
             disk,
             faults: DiskFaults::default(),
             branch: self.branches.len() - 1,
+            disk_branch: None,
             loss: Loss::Nothing,
             attached: false,
             attach_refused: false,

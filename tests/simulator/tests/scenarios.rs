@@ -741,3 +741,125 @@ fn a_diskless_primary_does_not_read_the_disk_it_attaches_before_it_is_current() 
         world.wait_in_sync();
     });
 }
+
+#[test]
+fn a_disk_that_meets_a_diskless_primary_with_newer_data_is_never_taken_for_good() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        world.detach(1).unwrap();
+        world.write_now(0, block(5));
+        world.break_disk(0);
+        let lost = world.write(0, block(6));
+        let _ = world.answer(lost);
+        world.until("the Primary has no disk", |world| {
+            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+        });
+        world
+            .world
+            .attach(1, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        for number in 0..200 {
+            assert_ne!(
+                world.view(0).peer_disk(1, 0),
+                DiskState::UpToDate,
+                "the Primary writes to it, and nobody marks that"
+            );
+            world.write(0, block(20 + number));
+            world.run(50);
+        }
+        world.settle();
+        assert_eq!(world.disk(1), DiskState::Outdated);
+    });
+}
+
+#[test]
+fn a_resync_that_its_source_ended_is_over_although_the_connection_is_lost() {
+    for seed in 0..40 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        world.disconnect(1).unwrap();
+        world.write_now(0, block(5));
+        world.connect(1, false).unwrap();
+        world.until("the block is copied", |world| {
+            let view = world.nodes[0].live_view().unwrap();
+            view.replication(1, 0) == ReplicationState::SyncSource
+                && view.peers[1].as_ref().unwrap().volumes[0].bits == 0
+        });
+        world.run(50 * seed);
+        world.power_loss(0);
+        world.wait_disconnected(1);
+        world.settle();
+        let image = world.world.nodes[1].volumes[0].disk.load(View::Cached);
+        let flags = image.expect("the metadata open").superblock.flags;
+        assert_eq!(
+            world.disk(1) == DiskState::UpToDate,
+            flags.was_up_to_date,
+            "what the node says ({}) and what its disk says differ",
+            world.disk(1)
+        );
+        world.restart(0);
+        world.wait_in_sync();
+    }
+}
+
+#[test]
+fn the_survivor_of_a_primary_that_just_died_is_not_invalidated() {
+    for seed in 0..10 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        let write = world.write_now(0, block(5));
+        world.power_loss(0);
+        let invalidate = Command::Invalidate {
+            volume: volume_number(0),
+        };
+        assert!(world.command(1, invalidate).is_err());
+        assert_eq!(world.disk(1), DiskState::UpToDate);
+        world.restart(0);
+        world.wait_in_sync();
+        assert!(world.holds(0, block(5), write.write, View::Cached));
+    }
+}
+
+#[test]
+fn an_attach_that_is_still_being_written_down_does_not_end_the_connection() {
+    for seed in 0..20 {
+        let mut world = Scenario::in_sync(Settings::quiet(seed, Protocol::C));
+        let volume = volume_number(0);
+        world.command(1, Command::Invalidate { volume }).unwrap();
+        world.until("the full sync runs", |world| {
+            world.nodes[1].live_view().unwrap().replication(0, 0) == ReplicationState::SyncTarget
+        });
+        world.detach(0).unwrap();
+        world.until("connected again", |world| world.nodes[1].connected(0));
+        world.world.settings.disk_delay = (2 * MILLISECOND, 3 * MILLISECOND);
+        world.attach(0);
+        world.world.settings.disk_delay = (50, 500);
+        world.wait_in_sync();
+        for node in [0, 1] {
+            assert!(!world.saw_rule(node, "protocol-error"));
+        }
+    }
+}
+
+#[test]
+fn more_writes_than_the_activity_log_has_extents_do_not_wait_for_each_other_for_ever() {
+    for protocol in EVERY_PROTOCOL {
+        for seed in 0..5 {
+            let mut settings = Settings::quiet(seed, protocol);
+            settings.volumes[0].data_bytes = 96 << 20;
+            settings.volumes[0].al_extents = 9;
+            let mut world = Scenario::serving_with(settings);
+            let mut requests = Vec::new();
+            for round in 0..3 {
+                for number in 0..24 {
+                    requests.push(world.write(0, extent(number)));
+                    // Two extents at once.
+                    let border = (number + 1) * BLOCKS_PER_EXTENT * 4096 - 4096;
+                    if round == 1 && number < 23 {
+                        requests.push(world.write(0, ByteRange::new(border, 8192)));
+                    }
+                }
+            }
+            for request in requests {
+                world.completed(request);
+            }
+            world.settle();
+        }
+    }
+}

@@ -69,7 +69,7 @@ impl World {
     }
 
     /// True if the process at the other end of the session is the one that the session was made with.
-    fn peer_is_the_same(&self, node: NodeIndex, peer: NodeIndex) -> bool {
+    pub(crate) fn peer_is_the_same(&self, node: NodeIndex, peer: NodeIndex) -> bool {
         let session = self.nodes[node]
             .process
             .as_ref()
@@ -169,6 +169,8 @@ impl World {
             if view.mirrors_to(peer, volume)
                 && !zeroes
                 && !told
+                // A resync may have brought it since the local disk had it.
+                && holds.is_err()
                 && !self.is_marked(node, peer, volume, range)
             {
                 let text = format!(

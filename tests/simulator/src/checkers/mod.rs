@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use qrbd_engine::metadata::superblock::Superblock;
-use qrbd_engine::state::{DiskState, ReplicationState};
+use qrbd_engine::state::{DiskState, ReplicationState, Role};
 use qrbd_engine::wire::message::{Message, Protocol};
 
 use crate::disk::{Job, View};
@@ -145,6 +145,9 @@ impl World {
             return;
         }
         let view = view.clone();
+        if before.role == Role::Primary && view.role != Role::Primary {
+            self.leave_peers_branch(node);
+        }
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
             if before.connected(peer) && !view.connected(peer) {
                 self.checks.separated.push((node, peer));
@@ -165,6 +168,15 @@ impl World {
             }
         }
         self.manager_view_changed(node);
+    }
+
+    /// A node that worked on its peer's data is no Primary any more: what counts for it is its own disk.
+    pub(crate) fn leave_peers_branch(&mut self, node: NodeIndex) {
+        for volume in &mut self.nodes[node].volumes {
+            if let Some(branch) = volume.disk_branch.take() {
+                volume.branch = branch;
+            }
+        }
     }
 
     /// Called after the effects of a step.
@@ -235,10 +247,20 @@ impl World {
     /// Called before an engine gets a frame.
     pub(crate) fn check_delivery(
         &mut self,
-        _node: NodeIndex,
-        _peer: NodeIndex,
+        node: NodeIndex,
+        peer: NodeIndex,
         message: &Message<Stamps>,
     ) {
+        if let Message::ResyncFinish { volume } = message {
+            // The target has everything from here on. It says so when that is durable, which may be after a restart.
+            let volume = usize::from(volume.0);
+            let view = self.nodes[node].live_view().cloned();
+            if let Some(view) = view
+                && view.replication(peer, volume).is_sync_target()
+            {
+                self.join_branches(node, peer, volume, &view);
+            }
+        }
         if let Message::Write { payload, .. } = message
             && let Some(write) = payload
                 .0
@@ -252,6 +274,28 @@ impl World {
     /// Two nodes hold the same data from now on, as `node` sees it: their branches become one.
     fn got_in_sync(&mut self, node: NodeIndex, peer: NodeIndex, volume: usize, before: &NodeView) {
         self.figures.syncs += 1;
+        self.join_branches(node, peer, volume, before);
+        self.settle_losses(node, peer, volume, before);
+        // A Primary's own word counts more than what its peers think.
+        if !self.nodes[peer].is_primary() {
+            let current = self.nodes[node].volumes[volume].current
+                || self.nodes[peer].volumes[volume].current;
+            self.nodes[node].volumes[volume].current = current;
+            self.nodes[peer].volumes[volume].current = current;
+        }
+    }
+
+    /// Two nodes have one history from now on.
+    fn join_branches(
+        &mut self,
+        node: NodeIndex,
+        peer: NodeIndex,
+        volume: usize,
+        before: &NodeView,
+    ) {
+        for node in [node, peer] {
+            self.nodes[node].volumes[volume].disk_branch = None;
+        }
         let (mine, theirs) = (
             self.nodes[node].volumes[volume].branch,
             self.nodes[peer].volumes[volume].branch,
@@ -275,14 +319,6 @@ impl World {
             self.check_nothing_merged_away(node, peer, volume, winner, loser);
             self.nodes[node].volumes[volume].branch = winner;
             self.nodes[peer].volumes[volume].branch = winner;
-        }
-        self.settle_losses(node, peer, volume, before);
-        // A Primary's own word counts more than what its peers think.
-        if !self.nodes[peer].is_primary() {
-            let current = self.nodes[node].volumes[volume].current
-                || self.nodes[peer].volumes[volume].current;
-            self.nodes[node].volumes[volume].current = current;
-            self.nodes[peer].volumes[volume].current = current;
         }
     }
 
@@ -323,7 +359,10 @@ impl World {
     pub(crate) fn handler_called(&mut self, node: NodeIndex, name: &'static str) {
         if name.contains("split-brain") {
             self.figures.split_brains += 1;
-            if !self.settings.reckless && !self.manager.forced_apart {
+            let apart = self.settings.reckless
+                || self.manager.forced_apart
+                || self.manager.half_promoted.is_some();
+            if !apart {
                 self.fail(
                     "generation",
                     format!(

@@ -103,7 +103,7 @@ impl World {
         let standard = if forced || !self.nodes[source].volumes[volume].current {
             Standard::Any
         } else if loss == Loss::Nothing
-            && (self.settings.protocol != Protocol::A || self.manager.graceful)
+            && (self.settings.protocol != Protocol::A || self.manager.graceful[volume])
         {
             Standard::Live
         } else if self.settings.protocol == Protocol::C
@@ -168,6 +168,10 @@ impl World {
         self.trace.line(self.now, || {
             format!("n{node} v{volume} is measured by {standard:?}; branch {branch}")
         });
+        if source != node {
+            let state = &mut self.nodes[node].volumes[volume];
+            state.disk_branch = state.disk_branch.or(Some(state.branch));
+        }
         self.nodes[source].volumes[volume].branch = branch;
         self.nodes[node].volumes[volume].branch = branch;
         for (sector, stamps) in image {
