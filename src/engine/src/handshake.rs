@@ -127,6 +127,7 @@ impl<P: Payload> Engine<P> {
         peer.receiver_session = session;
         peer.acks_received = 0;
         peer.acks_written.clear();
+        peer.epoch_durable = None;
         peer.log = crate::transfer_log::TransferLog::new();
         for (device, mine) in peer.devices.iter_mut().zip(&hello.volumes) {
             device.round = 1;
@@ -618,8 +619,17 @@ impl<P: Payload> Engine<P> {
                 self.peers[p].devices[v].disk = DiskState::Diskless
             }
             Outcome::Source(_) if mine.attached_anew => {
-                // Its clients saw the peer's data; a disk that claims to be newer is not one of this volume's line.
                 self.peers[p].devices[v].hold = false;
+                let seen = self.volumes[v].exposed;
+                if seen.same(mine.current) && !seen.same(theirs.current) {
+                    // Its clients saw these very data, and the peer's are older: an ordinary handshake makes it the source.
+                    self.end_attached_anew(v);
+                    return self.renegotiate(p, "clients-saw-these-data");
+                }
+                if !seen.is_none() && !seen.same(theirs.current) {
+                    self.peers[p].devices[v].disk = theirs.disk.min(DiskState::Outdated);
+                }
+                // Its clients saw the peer's data; a disk that claims to be newer is not one of this volume's line.
                 self.fail_disk(v, rule);
             }
             Outcome::InSync | Outcome::NoSource => {

@@ -484,8 +484,16 @@ impl World {
         self.manager.holder = Some(node);
         self.manager.speaks = Some(node);
         self.manager.graceful.fill(false);
+        // Those in sync with the new Primary hold what was just measured.
+        let view = self.nodes[node].live_view().cloned();
         for volume in 0..self.settings.volumes.len() {
-            self.nodes[node].volumes[volume].loss = crate::node::Loss::Nothing;
+            for other in 0..self.settings.nodes {
+                let same = (view.as_ref())
+                    .is_some_and(|view| other != node && view.in_sync_with(other, volume));
+                if other == node || same {
+                    self.nodes[other].volumes[volume].loss = crate::node::Loss::Nothing;
+                }
+            }
         }
         self.holder_speaks(node);
     }

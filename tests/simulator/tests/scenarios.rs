@@ -863,3 +863,27 @@ fn more_writes_than_the_activity_log_has_extents_do_not_wait_for_each_other_for_
         }
     }
 }
+
+#[test]
+fn a_primary_gets_the_disk_back_that_its_clients_saw_also_when_its_peer_attaches_older_data() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.detach(1).unwrap();
+        let write = world.write_now(0, block(5));
+        world.break_disk(0);
+        let lost = world.write(0, block(6));
+        let _ = world.answer(lost);
+        world.until("the Primary has no disk", |world| {
+            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+        });
+        world.repair_disk(0);
+        let purpose = qrbd_simulator::administrator::Purpose::Scenario;
+        world.world.attach(1, 0, purpose);
+        world.world.attach(0, 0, purpose);
+        world.wait_in_sync();
+        assert_eq!(world.view(0).role, Role::Primary);
+        assert_eq!(
+            world.read_now(0, block(5)),
+            qrbd_simulator::stamps::stamp(write.write, 40)
+        );
+    });
+}

@@ -6,6 +6,7 @@ use qrbd_engine::state::{DiskState, Role};
 
 use crate::disk::View;
 use crate::network::NodeIndex;
+use crate::node::Loss;
 use crate::world::World;
 
 impl World {
@@ -23,7 +24,13 @@ impl World {
             let same_branch = (0..self.settings.nodes).all(|peer| {
                 self.nodes[peer].volumes[volume].branch == self.nodes[node].volumes[volume].branch
             });
-            if mirrored && same_branch && view.volumes[volume].disk == DiskState::UpToDate {
+            // After its own power loss as a Primary the data lack whatever its cache held; a promotion makes that the truth.
+            let ordered = self.nodes[node].volumes[volume].loss != Loss::PrimaryPower;
+            if ordered
+                && mirrored
+                && same_branch
+                && view.volumes[volume].disk == DiskState::UpToDate
+            {
                 self.check_order(node, volume, "crashed");
             }
         }
