@@ -162,7 +162,9 @@ impl VolumePlan {
         VolumeConfig {
             al_extents: self.al_extents,
             disk_flushes: self.disk_flushes,
-            detach_on_io_error: self.on_io_error != OnIoError::PassOn,
+            // `pass_on` is told to act as `detach` (the table of options): half of it, for reads alone, would leave a disk UpToDate that
+            // is not.
+            detach_on_io_error: true,
             ..VolumeConfig::new(self.number)
         }
     }
@@ -291,7 +293,7 @@ mod tests {
                 config.volumes[0].al_extents,
                 config.volumes[0].detach_on_io_error
             ),
-            (67, false)
+            (67, true)
         );
     }
 

@@ -8,7 +8,7 @@ use qrbd_config::OnIoError;
 use qrbd_disk::{Completion, Disk, Reactor, UringReactor};
 use qrbd_engine::api::{ClientError, Effect, Event, Notice};
 use qrbd_engine::metadata::image::MetadataImage;
-use qrbd_engine::state::Refusal;
+use qrbd_engine::state::{DiskState, Refusal};
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, Time, VolumeNumber};
 use qrbd_engine::{CommandId, Engine, RequestId};
@@ -328,6 +328,12 @@ impl Core {
     }
 
     fn call_handler(&self, name: &'static str, peer: Option<NodeId>, volume: Option<VolumeNumber>) {
+        if matches!(name, "split-brain" | "pri-lost-after-sb") {
+            warn!(
+                "{}: {name}: a person has to decide, nothing is merged by itself; the lines beside this one say what each side would lose",
+                self.plan.name
+            );
+        }
         // DRBD calls it where `on-io-error call-local-io-error` asks for it, and nowhere else.
         let is_wanted = |volume| {
             self.plan
@@ -354,6 +360,14 @@ impl Core {
         let name = |peer: NodeId| self.plan.node_name(peer);
         match notice {
             Notice::Role { from, to, rule } => info!("{resource}: role {from} -> {to} ({rule})"),
+            Notice::Disk {
+                volume,
+                from,
+                to,
+                rule,
+            } if *to == DiskState::Failed => {
+                warn!("{resource}/{volume}: disk {from} -> {to} ({rule})")
+            }
             Notice::Disk {
                 volume,
                 from,

@@ -373,6 +373,11 @@ fn full_disk(of_primary: bool, on_io_error: &str) {
         log.contains("space") || log.contains("full"),
         "the log says what happened"
     );
+    assert!(
+        log.lines()
+            .any(|line| line.contains(" WARN ") && line.contains("Failed")),
+        "who reads warnings alone hears of it"
+    );
     if on_io_error == "call-local-io-error" {
         let said = wait::until("the handler's word", SOON, || {
             fs::read_to_string(&called)

@@ -283,6 +283,11 @@ fn a_split_brain_is_detected_kept_and_resolved_by_discarding_one_side() {
         logs.to_lowercase().contains("split-brain") || logs.to_lowercase().contains("split brain"),
         "the log tells of it"
     );
+    assert!(
+        logs.lines()
+            .any(|line| line.contains(" WARN ") && line.contains("split-brain")),
+        "who reads warnings alone hears of it"
+    );
     load::verify(&pair.alice, &of_alice);
     load::verify(&pair.bob, &of_bob);
 
