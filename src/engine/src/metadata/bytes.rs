@@ -29,6 +29,19 @@ pub(super) fn get_u64(block: &MetadataBlock, at: usize) -> u64 {
     u64::from(get_u32(block, at)) | u64::from(get_u32(block, at + 4)) << 32
 }
 
+/// The first byte of `range` that is not zero. Looks at all of them at once first: nearly always there is none.
+pub(super) fn first_not_zero(
+    block: &MetadataBlock,
+    range: core::ops::Range<usize>,
+) -> Option<usize> {
+    let bytes = block.get(range.clone())?;
+    if bytes.iter().fold(0, |all, byte| all | byte) == 0 {
+        return None;
+    }
+    let at = bytes.iter().position(|&byte| byte != 0)?;
+    Some(range.start + at)
+}
+
 /// CRC-32 (IEEE) over the whole block with the four bytes at `crc_at` taken as zero.
 pub(super) fn checksum(block: &MetadataBlock, crc_at: usize) -> u32 {
     let mut hasher = crc32fast::Hasher::new();

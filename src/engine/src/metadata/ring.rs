@@ -16,7 +16,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::bytes::{checksum, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
+use super::bytes::{
+    checksum, first_not_zero, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64,
+};
 use super::superblock::MAX_SEQUENCE;
 use super::{METADATA_BLOCK_BYTES, MetadataBlock};
 
@@ -348,7 +350,7 @@ impl<'a> Transaction<'a> {
             (AT_CONTEXT + 4 * count, block.len()),
         ];
         for (start, end) in unused {
-            if let Some(at) = (start..end).find(|&at| block[at] != 0) {
+            if let Some(at) = first_not_zero(block, start..end) {
                 return field("reserved bytes", at);
             }
         }

@@ -17,7 +17,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::bytes::{checksum, get_u32, get_u64, put_u32, put_u64};
+use super::bytes::{checksum, first_not_zero, get_u32, get_u64, put_u32, put_u64};
 use super::{METADATA_BLOCK_BYTES, MetadataBlock};
 use crate::limits::{HISTORY_LENGTH, MAX_DEVICE_BYTES, MAX_NODES, MAX_PEERS};
 use crate::units::{BLOCK_BYTES, Generation, NodeId};
@@ -381,7 +381,7 @@ impl Superblock {
             ),
         ];
         for (start, end) in used {
-            if let Some(at) = (start..end).find(|&at| block[at] != 0) {
+            if let Some(at) = first_not_zero(block, start..end) {
                 return Err(field("reserved bytes", at as u64));
             }
         }
