@@ -381,7 +381,8 @@ impl World {
         let now = self.tick_moment();
         match (request.kind, &result) {
             (RequestKind::Write { number, range, fua }, Ok(_)) => {
-                self.branches[request.branch].end(number, range, true, fua, now);
+                let kept = fua || !self.is_lost_unflushed(node, request.volume);
+                self.branches[request.branch].end(number, range, kept, fua, now);
             }
             (RequestKind::Write { number, range, .. }, Err(_)) => {
                 self.branches[request.branch].end(number, range, false, false, now);

@@ -14,6 +14,7 @@ use super::raised;
 use crate::disk::View;
 use crate::engine_view::{NodeView, bits};
 use crate::network::NodeIndex;
+use crate::node::Loss;
 use crate::oracle::{Moment, Standard, WriteNumber};
 use crate::queue::SECOND;
 use crate::stamps::{Sector, Stamps, sectors};
@@ -80,6 +81,20 @@ impl World {
             self.nodes[peer].process.is_some()
                 && connection.ends[end].incarnation == self.nodes[peer].incarnation
         })
+    }
+
+    /// True if the only good copy lost its power, and its last words are still on their way to this node: what it confirmed in them
+    /// was kept by nobody, unless a flush covers it.
+    pub(crate) fn is_lost_unflushed(&self, node: NodeIndex, volume: usize) -> bool {
+        let good_here = (self.nodes[node].live_view())
+            .is_some_and(|view| view.volumes[volume].disk == DiskState::UpToDate);
+        !good_here
+            && (0..self.settings.nodes)
+                .filter(|&peer| peer != node)
+                .all(|peer| {
+                    self.nodes[peer].volumes[volume].loss >= Loss::Power
+                        && !self.peer_is_the_same(node, peer)
+                })
     }
 
     fn holds(
