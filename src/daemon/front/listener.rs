@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::backend::{Export, Exports};
 use super::negotiation::negotiate;
+use super::stream::ClientStream;
 use super::transmission::{End, Transmission};
 use super::{Common, Limits};
 
@@ -97,9 +98,9 @@ pub(super) trait Acceptor {
 pub(super) struct UnixAcceptor(pub UnixListener);
 
 impl Acceptor for UnixAcceptor {
-    type Stream = UnixStream;
+    type Stream = ClientStream<std::os::unix::net::UnixStream>;
 
-    async fn accept(&self) -> io::Result<(UnixStream, String)> {
+    async fn accept(&self) -> io::Result<(Self::Stream, String)> {
         let (stream, _) = self.0.accept().await?;
         // A smaller buffer works too: the system's limit applies unless this process may exceed it.
         let bytes = UNIX_SEND_BUFFER_BYTES;
@@ -113,21 +114,21 @@ impl Acceptor for UnixAcceptor {
             },
             Err(_) => "a local process".to_owned(),
         };
-        Ok((stream, name))
+        Ok((ClientStream::new(stream.into_std()?)?, name))
     }
 }
 
 pub(super) struct TcpAcceptor(pub TcpListener);
 
 impl Acceptor for TcpAcceptor {
-    type Stream = TcpStream;
+    type Stream = ClientStream<std::net::TcpStream>;
 
-    async fn accept(&self) -> io::Result<(TcpStream, String)> {
+    async fn accept(&self) -> io::Result<(Self::Stream, String)> {
         let (stream, address) = self.0.accept().await?;
         if let Err(error) = tune_tcp(&stream) {
             debug!("NBD client {address}: socket options: {error}");
         }
-        Ok((stream, address.to_string()))
+        Ok((ClientStream::new(stream.into_std()?)?, address.to_string()))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `backend` owns the seam to the volumes, `listener` sockets and the life of connections, `negotiation` the handshake,
 //! `transmission` the loop of one session, made of `intake` (bytes in), `in_flight` (requests at the engine), `outbox`
-//! (bytes out) and `budget` (memory of all sessions). `replies` maps errors.
+//! (bytes out), `stream` (the client's socket) and `budget` (memory of all sessions). `replies` maps errors.
 //!
 //! Invariants:
 //! - One task per connection; nothing is spawned per request. A request costs no system call of its own: what is there is
@@ -23,6 +23,7 @@ mod listener;
 mod negotiation;
 mod outbox;
 mod replies;
+mod stream;
 mod transmission;
 
 #[cfg(test)]

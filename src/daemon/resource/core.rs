@@ -27,6 +27,9 @@ use crate::payload::EnginePayload;
 use crate::plan::{PeerPlan, ResourcePlan};
 use crate::volumes::CompletionQueue;
 
+/// With more than these at the disks, throughput counts; see [`Core::network_goes_first`].
+const FEW_OPERATIONS: usize = 4;
+
 /// A client's request that the engine has.
 struct Client {
     token: u64,
@@ -50,6 +53,8 @@ pub(crate) struct Core {
     incoming: Vec<Incoming>,
     completions: Vec<Completion>,
     role_changed: bool,
+    /// Something was given to the network since the disks were flushed last.
+    sent: bool,
     pub(super) marks: Marks,
 }
 
@@ -83,6 +88,7 @@ impl Core {
             incoming: Vec::new(),
             completions: Vec::new(),
             role_changed: false,
+            sent: false,
             marks: Marks::default(),
         }
     }
@@ -182,8 +188,24 @@ impl Core {
                 self.marks.set(now, &status);
             }
         }
-        self.reactor.flush();
         worked
+    }
+
+    /// Hands what was submitted to the disks over to the kernel.
+    pub(super) fn flush_disks(&mut self) {
+        self.sent = false;
+        self.reactor.flush();
+    }
+
+    /// The task looks by itself from now on: what it submits must not wake it.
+    pub(super) fn stop_waiting_for_disks(&self) {
+        self.reactor.stop_waiting();
+    }
+
+    /// True if the disks should wait until the network has sent: what goes to a peer has the longer way, and the kernel takes its time
+    /// to accept an operation. Not so with more to do: then the disks work while the network encrypts.
+    pub(super) fn network_goes_first(&self) -> bool {
+        self.sent && self.reactor.outstanding() <= FEW_OPERATIONS
     }
 
     /// True once after the role changed.
@@ -299,7 +321,10 @@ impl Core {
                 peer,
                 session,
                 message,
-            } => self.network.send(peer, session, message),
+            } => {
+                self.sent = true;
+                self.network.send(peer, session, message);
+            }
             Effect::CloseSession { peer, session } => self.network.close_session(peer, session),
             Effect::StartConnecting { peer } => self.network.start_connecting(now, peer),
             Effect::StopConnecting { peer } => self.network.stop_connecting(peer),

@@ -14,7 +14,7 @@ mod report;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -121,6 +121,7 @@ impl Shared {
         Owner {
             shared: Rc::clone(self),
             timer: None,
+            late_flush: false,
         }
     }
 
@@ -303,6 +304,8 @@ async fn patiently(is_done: impl Fn() -> bool) {
 pub(crate) struct Owner {
     shared: Rc<Shared>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The disks are to be flushed after the network's tasks ran.
+    late_flush: bool,
 }
 
 impl Future for Owner {
@@ -315,6 +318,10 @@ impl Future for Owner {
             return Poll::Ready(());
         }
         let mut core = shared.core.borrow_mut();
+        core.stop_waiting_for_disks();
+        if std::mem::take(&mut this.late_flush) {
+            core.flush_disks();
+        }
         for _ in 0..ROUNDS_PER_TURN {
             // Registered before looking, so that nothing is missed.
             shared.waker.set(Some(context.waker().clone()));
@@ -326,6 +333,11 @@ impl Future for Owner {
             if worked {
                 continue;
             }
+            if core.network_goes_first() {
+                this.late_flush = true;
+                return after_the_others(context);
+            }
+            core.flush_disks();
             // Nothing left to do: sleep until the disk, the network, a client or the clock has something.
             if core.poll_disk(context).is_ready() {
                 continue;
@@ -345,7 +357,13 @@ impl Future for Owner {
                 return Poll::Pending;
             }
         }
+        core.flush_disks();
         context.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// Has the task polled again when every task that is ready now had its turn.
+fn after_the_others(context: &mut Context<'_>) -> Poll<()> {
+    pin!(tokio::task::yield_now()).poll(context)
 }

@@ -179,8 +179,8 @@ pub trait Reactor {
     /// Hands everything submitted so far to the kernel, in one system call if it fits. Call once per round.
     fn flush(&self);
 
-    /// Moves the completions that are there to the end of `completions` and returns their number. Never blocks; makes progress
-    /// also where the runtime never gets to look at its file descriptors.
+    /// Moves the completions that are there to the end of `completions` and returns their number. Never blocks and
+    /// hands nothing over; sees what is done also where the runtime never gets to look at its file descriptors.
     fn take_completions(&self, completions: &mut Vec<Completion>) -> usize;
 
     /// Ready when at least one completion can be taken; otherwise the task is woken when that has changed.

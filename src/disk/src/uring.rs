@@ -191,7 +191,7 @@ impl Reactor for UringReactor {
     }
 
     fn take_completions(&self, completions: &mut Vec<Completion>) -> usize {
-        self.core.turn();
+        self.core.reap();
         let mut ready = self.port.ready.borrow_mut();
         let count = ready.len();
         completions.extend(ready.drain(..));

@@ -125,6 +125,7 @@ fn completions_are_found_without_the_runtime_looking() {
     common::run(async {
         let (reactor, device, pool, _folder) = ring(UringOptions::default(), 4 << 20);
         device.submit(0, write(&pool, 0)).expect("below the limit");
+        reactor.flush();
         let mut completions = Vec::new();
         for _ in 0..20_000 {
             if reactor.take_completions(&mut completions) > 0 {

@@ -59,6 +59,7 @@ impl<P: Payload> Engine<P> {
         self.peers[p].idle_barrier = None;
         self.peers[p].granted = None;
         self.peers[p].acks_written.clear();
+        self.peers[p].epoch_durable = None;
         self.peers[p].bitmap_parts = 0;
         self.peers[p].role = Role::Unknown;
         for v in 0..self.volumes.len() {

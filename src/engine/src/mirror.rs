@@ -131,7 +131,7 @@ impl<P: Payload> Engine<P> {
                     // Written operations are reported before the barrier that covers them.
                     self.flush_acknowledgements(p);
                     if self.receiver_is_current(p) {
-                        self.send(p, Message::BarrierAck { epoch });
+                        self.peers[p].epoch_durable = Some(epoch);
                     }
                 }
             }
@@ -360,6 +360,7 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn flush_acknowledgements(&mut self, p: usize) {
         if self.peers[p].session.is_none() {
             self.peers[p].acks_written.clear();
+            self.peers[p].epoch_durable = None;
             return;
         }
         if self.peers[p].config.protocol == Protocol::B {
@@ -369,8 +370,22 @@ impl<P: Payload> Engine<P> {
                 self.send(p, Message::Received { through });
             }
         }
+        self.report_written(p);
+        // An epoch is reported with the write that follows it: at depth 1 a packet of its own, with its wake-up at the Primary, would
+        // cost as much as the report of the write. A write that is under way ends, so the report is never held back for long.
+        if !self.peers[p].receiver.is_writing()
+            && let Some(epoch) = self.peers[p].epoch_durable.take()
+        {
+            self.send(p, Message::BarrierAck { epoch });
+        }
+    }
+
+    fn report_written(&mut self, p: usize) {
         if self.peers[p].acks_written.is_empty() {
             return;
+        }
+        if let Some(epoch) = self.peers[p].epoch_durable.take() {
+            self.send(p, Message::BarrierAck { epoch });
         }
         let mut sequences = core::mem::take(&mut self.peers[p].acks_written);
         sequences.sort_unstable();

@@ -218,6 +218,8 @@ pub(crate) struct Peer<P> {
     pub acks_written: Vec<u64>,
     /// Last number whose receipt was reported.
     pub acks_received: u64,
+    /// Newest epoch that is durable here and was not reported: it travels with the next report of a write, if one is under way.
+    pub epoch_durable: Option<u64>,
     /// Requests that wait for an epoch to be durable at the peer: (request, epoch).
     pub barrier_waiters: Vec<(usize, u64)>,
     pub last_heard: Time,
@@ -259,6 +261,7 @@ impl<P> Peer<P> {
             bitmap_parts: 0,
             acks_written: Vec::new(),
             acks_received: 0,
+            epoch_durable: None,
             barrier_waiters: Vec::new(),
             last_heard: Time(0),
             heard_in: 0,

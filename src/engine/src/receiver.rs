@@ -249,6 +249,12 @@ impl<P> Receiver<P> {
         self.next_sequence - 1
     }
 
+    /// True while an operation of the epoch being written has not ended.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        self.epochs.front().is_some_and(|epoch| epoch.pending > 0)
+    }
+
     /// Operations received and not ended.
     #[must_use]
     pub fn buffered(&self) -> usize {
@@ -317,6 +323,26 @@ mod tests {
         assert!(!lane.barrier(1));
         assert!(!lane.receive(write(2, 1)));
         assert!(lane.receive(write(2, 2)));
+    }
+
+    #[test]
+    fn a_report_may_wait_only_for_a_write_that_will_end() {
+        let mut lane = Receiver::new();
+        assert!(!lane.is_writing());
+        assert!(lane.receive(write(1, 1)));
+        assert!(lane.barrier(1));
+        assert!(lane.receive(write(2, 2)));
+        assert!(lane.is_writing());
+        lane.ended();
+        assert!(
+            !lane.is_writing(),
+            "2 waits for the flush, not the flush for 2"
+        );
+        while lane.next_step().is_some() {}
+        lane.flushed();
+        assert!(lane.is_writing());
+        lane.ended();
+        assert!(!lane.is_writing());
     }
 
     #[test]

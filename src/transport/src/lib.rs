@@ -35,6 +35,7 @@ mod session;
 mod socket;
 mod tls;
 mod tuning;
+mod udp;
 mod writer;
 
 pub use budget::Credit;

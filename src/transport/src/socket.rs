@@ -19,12 +19,13 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
+use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::fault::Faults;
 use crate::limits::{MAX_SEGMENT_BATCH_BYTES, MAX_UDP_PAYLOAD_BYTES, MIN_UDP_PAYLOAD_BYTES};
+use crate::udp::Udp;
 
 /// Where interfaces' sizes cannot be told: what fits Ethernet with IPv6.
 const ETHERNET_UDP_PAYLOAD_BYTES: u16 = 1452;
@@ -112,7 +113,7 @@ impl Socket {
         max_udp_payload: u16,
         faults: Option<Faults>,
     ) -> io::Result<Self> {
-        let inner = TokioRuntime.wrap_udp_socket(socket)?;
+        let inner: Arc<dyn AsyncUdpSocket> = Arc::new(Udp::new(socket)?);
         let payload = usize::from(max_udp_payload);
         Ok(Self {
             transmit_segments: inner

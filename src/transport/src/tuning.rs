@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::congestion::SteadyFactory;
 use crate::lane::Lane;
@@ -80,6 +80,11 @@ pub struct Tuning {
     pub keep_alive_interval: Duration,
     /// Round trip assumed until one was measured.
     pub initial_round_trip: Duration,
+    /// Packets that a node may receive before it acknowledges them at once. QUIC's two would cost a packet, with its system
+    /// calls and wake-ups on both sides, per small write: acknowledgements usually travel with the answer instead.
+    pub packets_per_acknowledgement: u32,
+    /// How long an acknowledgement may wait for company.
+    pub acknowledgement_delay: Duration,
 }
 
 impl Tuning {
@@ -102,6 +107,8 @@ impl Tuning {
             idle_timeout: Duration::from_secs(10),
             keep_alive_interval: Duration::from_secs(1),
             initial_round_trip: Duration::from_millis(50),
+            packets_per_acknowledgement: 16,
+            acknowledgement_delay: Duration::from_millis(5),
         }
     }
 
@@ -136,6 +143,10 @@ impl Tuning {
         mtu_discovery.upper_bound(max_udp_payload);
         let idle_timeout =
             IdleTimeout::try_from(self.idle_timeout).expect("the idle timeout is below 2^62 ms");
+        let mut acknowledgements = AckFrequencyConfig::default();
+        acknowledgements
+            .ack_eliciting_threshold(self.packets_per_acknowledgement.into())
+            .max_ack_delay(Some(self.acknowledgement_delay));
         let mut transport = TransportConfig::default();
         transport
             // One bidirectional stream carries the proof. Lanes are allowed when it is done.
@@ -149,6 +160,7 @@ impl Tuning {
             .max_idle_timeout(Some(idle_timeout))
             .keep_alive_interval(Some(self.keep_alive_interval))
             .initial_rtt(self.initial_round_trip)
+            .ack_frequency_config(Some(acknowledgements))
             .datagram_receive_buffer_size(None)
             .allow_spin(false)
             .congestion_controller_factory(self.controller());

@@ -126,6 +126,16 @@ impl Core {
         request.port.waiting.wake();
     }
 
+    /// Reaps what is done. What has to be continued stays queued: handing over is a system call that the owner times.
+    pub fn reap(&self) {
+        let mut finished = std::mem::take(&mut *self.finished.borrow_mut());
+        self.ring.borrow_mut().reap(&mut finished);
+        for (transfer, result) in finished.drain(..) {
+            self.advance(transfer, result);
+        }
+        *self.finished.borrow_mut() = finished;
+    }
+
     /// Hands queued transfers over and reaps until nothing moves. True if the kernel asked to come back later.
     pub fn turn(&self) -> bool {
         loop {
