@@ -1,0 +1,212 @@
+//! `attach`, `detach`, `outdate`: the backing disk comes, goes, or is known to be old.
+//!
+//! A disk that is attached on a standing connection is Negotiating until a handshake of its own says what it is worth. A detach of a
+//! Secondary is durable in an order that survives a crash: the bits first, then the word that the log need not be read.
+
+use crate::activity_log::ActivityLog;
+use crate::api::{CommandId, Payload};
+use crate::engine::Engine;
+use crate::handshake::set_disk_flags;
+use crate::metadata::image::MetadataImage;
+use crate::metadata::ring::RingWriter;
+use crate::metadata_writer::MetadataWriter;
+use crate::state::{ConnectionState, DiskState, Refusal, Role};
+use crate::units::VolumeNumber;
+use crate::volume::{After, Backing};
+
+impl<P: Payload> Engine<P> {
+    pub(super) fn attach(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        image: &MetadataImage,
+    ) -> Result<bool, Refusal> {
+        let v = self.volume_of(number)?;
+        if self.volumes[v].backing.is_some() {
+            return Err(Refusal::DiskConfigured);
+        }
+        if self.role_change.is_some() {
+            return Err(Refusal::InTransientState);
+        }
+        let mut superblock = image.superblock.clone();
+        let connected = self
+            .peers
+            .iter()
+            .any(|peer| peer.connection == ConnectionState::Connected);
+        if self.role == Role::Primary
+            && !connected
+            && !self.volumes[v].exposed.same(superblock.current)
+        {
+            // Its clients saw the peer's data: an older state must not take their place. With the peer at hand the handshake decides.
+            return Err(Refusal::DataNotCurrent);
+        }
+        let crashed = superblock.flags.primary_indicator || superblock.flags.crashed_primary;
+        superblock.flags.crashed_primary = crashed;
+        superblock.flags.primary_indicator = self.role == Role::Primary;
+        for peer in &self.peers {
+            if superblock.allocate_slot(peer.config.node_id).is_err() {
+                return Err(Refusal::Unknown);
+            }
+        }
+        let state = if !superblock.flags.consistent {
+            DiskState::Inconsistent
+        } else if !superblock.flags.was_up_to_date {
+            DiskState::Outdated
+        } else {
+            DiskState::UpToDate
+        };
+        let size = if superblock.effective_bytes == 0 {
+            image.layout.data_bytes
+        } else {
+            superblock.effective_bytes
+        };
+        if self.role == Role::Primary && self.volumes[v].size > image.layout.data_bytes {
+            return Err(Refusal::DataNotCurrent);
+        }
+        let slots = superblock.al_slots;
+        let ring = RingWriter::new(image.layout.ring_blocks, slots, image.ring_sequence);
+        let mut writer = MetadataWriter::default();
+        let version = writer.want_superblock();
+        let primary = self.role == Role::Primary;
+        let volume = &mut self.volumes[v];
+        if !primary {
+            volume.size = size;
+        }
+        volume.attached_anew = Some(state).filter(|_| connected);
+        let state = if connected {
+            DiskState::Negotiating
+        } else {
+            state
+        };
+        volume.backing = Some(Backing {
+            layout: image.layout,
+            superblock,
+            bitmaps: image.bitmaps.clone(),
+            log: ActivityLog::new(slots),
+            ring,
+            writer,
+            crashed_primary: crashed,
+            completion_gate: 0,
+        });
+        let bytes = volume.size;
+        if let Some(backing) = volume.backing.as_mut() {
+            for bitmap in &mut backing.bitmaps {
+                bitmap.resize(crate::units::blocks_of(bytes), true);
+            }
+        }
+        self.set_disk(v, DiskState::Attaching, "attach");
+        self.set_disk(v, state, "metadata");
+        for p in 0..self.peers.len() {
+            self.peers[p].devices[v].contact = None;
+            if primary && connected {
+                self.peers[p].devices[v].hold = true;
+            }
+            if self.peers[p].connection == ConnectionState::Connected {
+                // The question is asked when it can be followed up: what the peer sends behind its answer must not meet a node that is
+                // still writing the attach down.
+                self.peers[p].devices[v].round_wanted = true;
+            } else if self.peers[p].shaking_hands() {
+                // The Hello may have said that there is no disk.
+                self.renegotiate(p, "attached-during-handshake");
+            }
+        }
+        self.volumes[v].after(version, 0, None, After::Command(id));
+        Ok(false)
+    }
+
+    pub(super) fn detach(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        force: bool,
+    ) -> Result<bool, Refusal> {
+        let v = self.volume_of(number)?;
+        match self.volumes[v].disk {
+            DiskState::Diskless => return Ok(true),
+            DiskState::Failed | DiskState::Detaching | DiskState::Attaching => {
+                return Err(Refusal::InTransientState);
+            }
+            _ => {}
+        }
+        self.settled()?;
+        if self.volumes[v].detaching.is_some() {
+            return Err(Refusal::InTransientState);
+        }
+        if self.role == Role::Primary && !self.has_remote_data(v) && !force {
+            return Err(Refusal::NoUpToDateDisk);
+        }
+        if self.role == Role::Primary {
+            // The clients go on through the peer, as after a disk error.
+            self.volumes[v].detaching = Some(id);
+            self.set_disk(v, DiskState::Detaching, "detach");
+            self.disk_gone(v, "detach");
+            return Ok(false);
+        }
+        let needed = self.peers.iter().any(|peer| {
+            peer.connection == ConnectionState::Connected
+                && peer.role == Role::Primary
+                && peer.devices[v].disk != DiskState::UpToDate
+                && self.volumes[v].disk == DiskState::UpToDate
+        });
+        if needed && !force {
+            // The Primary would lose its last good data.
+            return Err(Refusal::PeerRefused);
+        }
+        self.volumes[v].detaching = Some(id);
+        for p in 0..self.peers.len() {
+            // What the Primary sent and this disk did not make durable is marked there.
+            self.renegotiate(p, "detach");
+        }
+        let volume = &mut self.volumes[v];
+        let bitmap = volume
+            .backing
+            .as_mut()
+            .map_or(0, |backing| backing.writer.want_bitmap());
+        volume.after(0, bitmap, None, After::Detach);
+        Ok(false)
+    }
+
+    pub(crate) fn detach_durable(&mut self, v: usize) {
+        // The log may be called clean only when the bits are on disk.
+        let volume = &mut self.volumes[v];
+        if let Some(backing) = volume
+            .backing
+            .as_mut()
+            .filter(|backing| !backing.superblock.flags.al_clean)
+        {
+            backing.superblock.flags.al_clean = true;
+            let superblock = backing.writer.want_superblock();
+            return volume.after(superblock, 0, None, After::Detach);
+        }
+        if self.volumes[v].disk.has_data() {
+            self.set_disk(v, DiskState::Detaching, "detach");
+            self.disk_gone(v, "detach");
+        }
+    }
+
+    pub(super) fn outdate(&mut self, id: CommandId, number: VolumeNumber) -> Result<bool, Refusal> {
+        let v = self.volume_of(number)?;
+        if self.volumes[v].disk < DiskState::Outdated {
+            return Err(if self.volumes[v].disk == DiskState::Diskless {
+                Refusal::IsDiskless
+            } else {
+                Refusal::LowerThanOutdated
+            });
+        }
+        if self.role == Role::Primary {
+            return Err(Refusal::NoUpToDateDisk);
+        }
+        if self.peers.iter().any(|peer| peer.session.is_some()) {
+            return Err(Refusal::ConnectedOutdates);
+        }
+        self.settled()?;
+        self.set_disk(v, DiskState::Outdated, "outdate");
+        let volume = &mut self.volumes[v];
+        if let Some(backing) = volume.backing.as_mut() {
+            set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
+            let version = backing.writer.want_superblock();
+            volume.after(version, 0, None, After::Command(id));
+        }
+        Ok(false)
+    }
+}
