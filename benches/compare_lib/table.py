@@ -37,7 +37,8 @@ def table(record):
     lines += guarantees(record)
     reached = goals(record)
     if reached:
-        lines += ["Goals", *(f"  {goal.line()}" for goal in reached), ""]
+        head = "Goals" if record["options"]["rounds"] >= 5 else "Goals (this run is too short to judge by)"
+        lines += [head, *(f"  {goal.line()}" for goal in reached), ""]
     if record["failures"]:
         lines += ["NOT MEASURED", *(f"  {failure}" for failure in record["failures"]), ""]
     return "\n".join(lines)
