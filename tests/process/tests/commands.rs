@@ -1,7 +1,7 @@
 //! Every command of the administrator in its good, its refused and its impossible form: DRBD's numbers, texts and exit codes.
 
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qrbd_process_tests::load;
 use qrbd_process_tests::node::Node;
@@ -293,6 +293,27 @@ fn secondary_by_force_takes_the_device_from_its_clients() {
         "nothing is taken from a client of a Secondary"
     );
     pair.bob.command("primary");
+    pair.assert_equal_disks();
+}
+
+#[test]
+fn primary_right_after_the_primary_s_death_is_done_by_the_first_command() {
+    let mut pair = ready();
+    let journal = load::write(&pair.stage, &pair.alice, "load", &["--writes", "200"]);
+    pair.alice.kill();
+    let begin = Instant::now();
+    // It asks whether the old Primary is alive, and waits for no longer than ping-timeout: half a second here.
+    pair.bob.command("primary");
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    load::verify(&pair.bob, &journal);
+    // It comes back as Secondary.
+    pair.alice.start_and_up();
+    let healthy = pair.bob.wait_healthy(SYNC_LIMIT);
+    assert_eq!(
+        (healthy.role(), healthy.peer_role()),
+        ("Primary", "Secondary")
+    );
     pair.assert_equal_disks();
 }
 
