@@ -324,7 +324,8 @@ impl World {
 
     /// What is lost for both once they hold the same data.
     ///
-    /// With C each of two current nodes held every completed write, so the better one must have won. With A and B the Primary's
+    /// With C each of two current nodes held every completed write, so the better one must have won: always the one that ran on. Of
+    /// two that both came back nobody can tell a killed process from a power loss; the Primary's disk wins then. With A and B the Primary's
     /// tail and a power loss of the Primary exclude each other's remedy: the source decides.
     fn settle_losses(
         &mut self,
@@ -342,7 +343,10 @@ impl World {
         let replication = before.replication(peer, volume);
         let loss = if self.nodes[node].is_primary() || self.nodes[peer].is_primary() {
             Loss::Nothing
-        } else if both_current && self.settings.protocol == Protocol::C {
+        } else if both_current
+            && self.settings.protocol == Protocol::C
+            && (mine.min(theirs), mine.max(theirs)) != (Loss::Process, Loss::PrimaryPower)
+        {
             mine.min(theirs)
         } else if replication.is_sync_target() {
             theirs
