@@ -92,25 +92,29 @@ impl<P: Payload> Engine<P> {
         // What is left in the transfer log may be missing at the peer (W7).
         let left = self.peers[p].log.take_all();
         let mut alone = alloc::vec![false; self.volumes.len()];
+        let mut shown = alloc::vec![false; self.volumes.len()];
         for entry in &left {
             if entry.lost {
                 continue;
             }
             // A write that the peer never wrote makes the two differ for sure, and one whose client still waits is going to be
             // completed alone; the rest differs only if the peer lost its cache.
-            alone[entry.volume] |= entry.confirmed != crate::transfer_log::Confirmed::Written
-                || self
-                    .requests
-                    .get(entry.request)
-                    .is_some_and(|request| !request.completed);
+            let missing = entry.confirmed != crate::transfer_log::Confirmed::Written;
+            let waits = self
+                .requests
+                .get(entry.request)
+                .is_some_and(|request| !request.completed);
+            alone[entry.volume] |= missing || waits;
+            shown[entry.volume] |= missing && !waits;
             let backing = self.volumes[entry.volume].backing.as_mut();
             if let Some(backing) = backing {
                 backing.mark(node, entry.range);
             }
         }
-        for (v, alone) in alone.iter().enumerate() {
-            if *alone && self.role == Role::Primary && !self.volumes[v].usable() {
-                // Completed writes may be on the lost disk only (protocol A): no peer's data may take their place unseen.
+        for (v, shown) in shown.into_iter().enumerate() {
+            if shown && self.role == Role::Primary && !self.volumes[v].usable() {
+                // Completed writes are on the lost disk only (protocol A): no peer's data may take their place unseen. Those whose
+                // clients still wait end with an error.
                 self.volumes[v].exposed = Generation(self.random.draw() | 1 << 63);
             }
         }

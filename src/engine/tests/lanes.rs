@@ -10,6 +10,7 @@ use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage};
 use qrbd_engine::metadata::layout::Placement;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{Generation, NodeId};
+use qrbd_engine::wire::message::Protocol;
 use qrbd_engine::wire::{Lane, Message};
 use qrbd_engine::{Command, Operation};
 
@@ -126,6 +127,40 @@ fn a_lost_disk_is_reported_before_the_handshake_for_the_next_one() {
     assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
     pair.assert_equal_and_in_sync();
     assert_eq!(pair.nodes[0].byte(FAR), 9);
+}
+
+#[test]
+fn a_peer_that_died_with_a_write_of_a_diskless_primary_is_good_enough_when_it_returns() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    pair.detach(0).unwrap();
+    pair.write(0, 0, 2);
+    // On its way when the peer dies, and never answered: no client saw it.
+    pair.hold_back = Some(|message| message.lane() == Lane::Data);
+    let write = pair.start_write(0, FAR, 9);
+    pair.hold_back = None;
+    pair.restart(1, &plain);
+    assert_ne!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    pair.up(1);
+    assert_eq!(pair.connection(0), ConnectionState::Connected);
+    assert_eq!(pair.disk(1), DiskState::UpToDate);
+    assert_eq!(pair.read(0, 0), 2);
+}
+
+#[test]
+fn data_older_than_what_the_clients_of_a_diskless_primary_saw_are_not_served() {
+    let mut pair = Pair::synced(&|peer| peer.protocol = Protocol::A);
+    pair.write(0, 0, 1);
+    // Complete on the disk that is lost next, and nowhere else.
+    pair.hold_back = Some(|message| message.lane() == Lane::Data);
+    pair.write(0, 0, 2);
+    pair.nodes[0].fail_writes = true;
+    pair.start_write(0, FAR, 9);
+    assert_eq!(pair.disk(0), DiskState::Diskless);
+    pair.hold_back = None;
+    pair.restart(1, &|peer| peer.protocol = Protocol::A);
+    pair.up(1);
+    assert_eq!(pair.disk(1), DiskState::Outdated);
 }
 
 #[test]
