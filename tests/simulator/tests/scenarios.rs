@@ -776,14 +776,16 @@ fn a_resync_that_its_source_ended_is_over_although_the_connection_is_lost() {
         let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
         world.disconnect(1).unwrap();
         world.write_now(0, block(5));
+        // Long enough at its metadata to be met there.
+        world.world.settings.disk_delay = (MILLISECOND, 2 * MILLISECOND);
         world.connect(1, false).unwrap();
         world.until("the block is copied", |world| {
             let view = world.nodes[0].live_view().unwrap();
             view.replication(1, 0) == ReplicationState::SyncSource
                 && view.peers[1].as_ref().unwrap().volumes[0].bits == 0
         });
-        world.run(50 * seed);
-        world.power_loss(0);
+        world.run(400 * seed);
+        world.disconnect(0).unwrap();
         world.wait_disconnected(1);
         world.settle();
         let image = world.world.nodes[1].volumes[0].disk.load(View::Cached);
@@ -794,7 +796,7 @@ fn a_resync_that_its_source_ended_is_over_although_the_connection_is_lost() {
             "what the node says ({}) and what its disk says differ",
             world.disk(1)
         );
-        world.restart(0);
+        world.connect(0, false).unwrap();
         world.wait_in_sync();
     }
 }
@@ -866,7 +868,7 @@ fn more_writes_than_the_activity_log_has_extents_do_not_wait_for_each_other_for_
 
 #[test]
 fn a_primary_gets_the_disk_back_that_its_clients_saw_also_when_its_peer_attaches_older_data() {
-    over_seeds(Protocol::C, 10, |mut world| {
+    over_seeds(Protocol::C, 40, |mut world| {
         world.detach(1).unwrap();
         let write = world.write_now(0, block(5));
         world.break_disk(0);
@@ -877,7 +879,11 @@ fn a_primary_gets_the_disk_back_that_its_clients_saw_also_when_its_peer_attaches
         });
         world.repair_disk(0);
         let purpose = qrbd_simulator::administrator::Purpose::Scenario;
+        let seed = world.world.settings.seed;
+        // The peer's question meets a Primary that has its disk back already.
+        world.world.links[0].delay = (5 * MILLISECOND, 6 * MILLISECOND);
         world.world.attach(1, 0, purpose);
+        world.run(200 * seed);
         world.world.attach(0, 0, purpose);
         world.wait_in_sync();
         assert_eq!(world.view(0).role, Role::Primary);

@@ -333,6 +333,9 @@ impl World {
                     peer != node
                         && view.connected(peer)
                         && view.peer_disk(peer, volume) == DiskState::UpToDate
+                        // A write that ran before a good disk was found there did not reach it.
+                        && (!matches!(request.kind, RequestKind::Write { .. })
+                            || view.mirrors_to(peer, volume))
                         && !ill(peer)
                 });
                 view.role != Role::Primary
