@@ -16,6 +16,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
+use super::chunk::{CHUNK_BITS, Chunk};
 use super::{Bitmap, masked_words};
 use crate::metadata::{METADATA_BLOCK_BYTES, MetadataBlock};
 
@@ -32,7 +33,7 @@ pub const BITS_PER_DISK_SECTOR: u64 = SECTOR_WORDS as u64 * 64;
 /// Bits in one 4 KiB block of the on-disk form: 126 MiB of data.
 pub const BITS_PER_DISK_BLOCK: u64 = BITS_PER_DISK_SECTOR * SECTORS_PER_DISK_BLOCK;
 
-const _: () = assert!(BITS_PER_DISK_BLOCK == 32256);
+const _: () = assert!(BITS_PER_DISK_BLOCK == 32256 && BITS_PER_DISK_BLOCK == CHUNK_BITS);
 const _: () = assert!(
     (crate::limits::MAX_DEVICE_BYTES / crate::units::BLOCK_BYTES).div_ceil(BITS_PER_DISK_BLOCK)
         * SECTORS_PER_DISK_BLOCK
@@ -172,13 +173,16 @@ impl Bitmap {
     #[must_use]
     pub fn encode_block(&self, slot: usize, index: u64) -> MetadataBlock {
         let mut block = [0; METADATA_BLOCK_BYTES as usize];
+        let chunk = self.chunks.get(index as usize).unwrap_or(&Chunk::Clear);
+        let used = self.used(index as usize);
         for (part, bytes) in block.chunks_exact_mut(SECTOR).enumerate() {
             let sector = index * SECTORS_PER_DISK_BLOCK + part as u64;
             bytes[4..HEADER].copy_from_slice(&tag(slot, sector).to_le_bytes());
-            let first = (sector as usize * SECTOR_WORDS).min(self.words.len());
-            let words = &self.words[first..self.words.len().min(first + SECTOR_WORDS)];
-            for (place, word) in bytes[HEADER..].chunks_exact_mut(8).zip(words) {
-                place.copy_from_slice(&word.to_le_bytes());
+            if *chunk != Chunk::Clear {
+                let words = (part * SECTOR_WORDS..).map(|word| chunk.word(word, used));
+                for (place, word) in bytes[HEADER..].chunks_exact_mut(8).zip(words) {
+                    place.copy_from_slice(&word.to_le_bytes());
+                }
             }
             let crc = checksum(bytes);
             bytes[..4].copy_from_slice(&crc.to_le_bytes());
@@ -201,37 +205,32 @@ impl Bitmap {
         for (part, bytes) in block.chunks_exact(SECTOR).enumerate() {
             check_sector(slot, first_sector + part as u64, bytes)?;
         }
-        let mut stray = false;
-        for (part, bytes) in block.chunks_exact(SECTOR).enumerate() {
-            let first_word = (first_sector as usize + part) * SECTOR_WORDS;
-            for (offset, bytes) in bytes[HEADER..].chunks_exact(8).enumerate() {
-                let value = u64::from_le_bytes(bytes.try_into().expect("a chunk of eight"));
-                stray |= self.load_word(first_word + offset, value);
+        let sectors = || block.chunks_exact(SECTOR).map(|bytes| &bytes[HEADER..]);
+        let blank = sectors().all(|bytes| bytes.iter().fold(0, |all, byte| all | byte) == 0);
+        let used = self.used(index as usize);
+        let stray = match self.chunks.get_mut(index as usize) {
+            None => !blank,
+            Some(chunk) => {
+                let before = chunk.count(used);
+                let words = sectors()
+                    .flat_map(|bytes| bytes.chunks_exact(8))
+                    .map(|word| u64::from_le_bytes(word.try_into().expect("a chunk of eight")));
+                let stray = if blank {
+                    // Nearly every block of a large device.
+                    *chunk = Chunk::Clear;
+                    false
+                } else {
+                    chunk.load(words.enumerate(), used, &mut self.spare)
+                };
+                self.count = self.count - before + chunk.count(used);
+                stray
             }
-        }
+        };
         self.clean(index);
         if stray {
             self.mark_dirty(index);
         }
         Ok(())
-    }
-
-    /// Replaces word `index`. Returns true if bits beyond the end of the bitmap had to be left out.
-    fn load_word(&mut self, index: usize, value: u64) -> bool {
-        let Some(word) = self.words.get_mut(index) else {
-            return value != 0;
-        };
-        let used = self.blocks - index as u64 * 64;
-        let inside = if used < 64 {
-            value & ((1 << used) - 1)
-        } else {
-            value
-        };
-        self.count = self.count - u64::from(word.count_ones()) + u64::from(inside.count_ones());
-        *word = inside;
-        let summary = &mut self.summary[index / 64];
-        *summary = *summary & !(1 << (index % 64)) | u64::from(inside != 0) << (index % 64);
-        inside != value
     }
 
     /// Sets every bit that block `index` of the on-disk form describes: the remedy for a damaged block, and it copies at most

@@ -126,12 +126,11 @@ impl Bitmap {
     /// The 64 bits from block `at` on; zero beyond the end.
     fn bits_at(&self, at: u64) -> u64 {
         let (index, shift) = ((at / 64) as usize, at % 64);
-        let word = |index: usize| self.words.get(index).copied().unwrap_or(0);
-        let low = word(index) >> shift;
+        let low = self.word(index) >> shift;
         if shift == 0 {
             low
         } else {
-            low | word(index + 1) << (64 - shift)
+            low | self.word(index + 1) << (64 - shift)
         }
     }
 

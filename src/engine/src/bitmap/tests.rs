@@ -107,6 +107,86 @@ fn scan_of_a_clean_tebibyte_finds_the_last_block() {
 }
 
 #[test]
+fn memory_follows_what_differs_and_not_the_device() {
+    let blocks = (16u64 << 40) / BLOCK_BYTES;
+    let mut bitmap = Bitmap::new(blocks);
+    let table = bitmap.memory_bytes();
+    assert!(table < 3 << 20, "{table} bytes of table");
+    assert_eq!(bitmap.set_all(), blocks);
+    assert_eq!(
+        bitmap.memory_bytes(),
+        table,
+        "all set costs as little as none"
+    );
+    // A resync that copies it from the begin on.
+    let mut from = 0;
+    while let Some(run) = bitmap.next_run(from, 1 << 20) {
+        assert_eq!(bitmap.clear(run.clone()), run.end - run.start);
+        assert!(
+            bitmap.memory_bytes() <= table + 8192,
+            "at most one mixed chunk and a spare"
+        );
+        from = run.end;
+    }
+    assert!(bitmap.is_empty());
+    for block in (0..blocks).step_by(1 << 30) {
+        bitmap.set(block..block + 1);
+    }
+    assert!(bitmap.memory_bytes() <= table + 4 * 4096);
+}
+
+/// Ways to the same bits: equal bitmaps, equal answers.
+#[test]
+fn a_chunk_is_the_same_whichever_way_its_bits_came() {
+    let last = 2 * BITS_PER_DISK_BLOCK;
+    let mut piecewise = Bitmap::new(BLOCKS);
+    for start in (0..BLOCKS).step_by(1000) {
+        piecewise.set(start..BLOCKS.min(start + 1000));
+    }
+    let mut at_once = Bitmap::new(BLOCKS);
+    at_once.set_all();
+    assert_eq!(piecewise, at_once);
+    assert_eq!(piecewise.memory_bytes(), at_once.memory_bytes());
+    let mut grown = bitmap_of(last + 1, &[0..last + 1]);
+    grown.resize(BLOCKS, true);
+    assert_eq!(bits(&grown), bits(&at_once));
+    let mut partly = bitmap_of(last + 1, &[0..last + 1]);
+    partly.resize(BLOCKS, false);
+    assert_eq!(partly.count(), last + 1);
+    assert_eq!(partly.next_run(last, u64::MAX), Some(last..last + 1));
+    partly.resize(last + 1, false);
+    assert_eq!(bits(&partly), (0..last + 1).collect());
+    let read = Bitmap::decode_slot(0, BLOCKS, &encode_slot(&at_once, 0)).unwrap();
+    let _ = at_once.take_all_dirty();
+    assert_eq!(read, at_once);
+    assert_eq!(read.memory_bytes(), Bitmap::new(BLOCKS).memory_bytes());
+    let mut merged = bitmap_of(BLOCKS, &[0..BITS_PER_DISK_BLOCK / 2]);
+    merged.or_with(&bitmap_of(BLOCKS, &[BITS_PER_DISK_BLOCK / 2..BLOCKS]));
+    let _ = merged.take_all_dirty();
+    assert_eq!(merged, at_once);
+}
+
+#[test]
+fn any_set_and_runs_cross_clear_full_and_mixed_chunks() {
+    let chunk = BITS_PER_DISK_BLOCK;
+    let bitmap = bitmap_of(
+        5 * chunk,
+        &[chunk - 3..3 * chunk + 5, 5 * chunk - 1..5 * chunk],
+    );
+    assert_eq!(
+        bitmap.runs().collect::<Vec<_>>(),
+        [chunk - 3..3 * chunk + 5, 5 * chunk - 1..5 * chunk]
+    );
+    assert!(!bitmap.any_set(0..chunk - 3) && bitmap.any_set(0..chunk - 2));
+    assert!(!bitmap.any_set(3 * chunk + 5..5 * chunk - 1) && bitmap.any_set(4 * chunk..5 * chunk));
+    assert_eq!(bitmap.count_in(2 * chunk - 1..2 * chunk + 1), 2);
+    assert_eq!(
+        bitmap.next_run(2 * chunk, chunk),
+        Some(2 * chunk..3 * chunk)
+    );
+}
+
+#[test]
 fn dirty_blocks_are_those_whose_bits_changed() {
     let mut bitmap = Bitmap::new(BLOCKS);
     bitmap.set(BITS_PER_DISK_BLOCK - 1..BITS_PER_DISK_BLOCK + 1);
