@@ -62,7 +62,7 @@ pub struct Manager {
     /// The last node that was promoted.
     pub holder: Option<NodeIndex>,
     /// The node whose word on who is current counts: the last one promoted, as long as it is Primary.
-    speaks: Option<NodeIndex>,
+    pub speaks: Option<NodeIndex>,
     /// The last Primary left its role in good order, by volume: its own data were good, or it saw its peer's to the end.
     pub graceful: Vec<bool>,
     /// Somebody forced a promotion while another node may have had data.
@@ -171,6 +171,13 @@ impl World {
         };
         let delay = self.manager.random.delay(least, most);
         self.schedule(delay, Occurrence::Administrator);
+        if let Some(node) = self.retire_at.take() {
+            self.crash(node, true);
+            self.start_later(node);
+        }
+        if self.violation.is_some() {
+            return;
+        }
         if self.manager.healing {
             self.heal_step();
         } else if self.manager.random.chance(self.settings.whims) && self.manager.began() {
@@ -187,7 +194,7 @@ impl World {
         }
         if let Phase::Serving(node) = self.manager.phase
             && !self.manager.healing
-            && self.manager.random.chance(15)
+            && self.manager.random.chance(self.settings.demotions)
         {
             self.stop_clients(node);
             self.manager.phase = Phase::Draining(node);
@@ -385,6 +392,13 @@ impl World {
                 Ok(()) => {
                     self.manager.phase = Phase::Vacant;
                     self.left_in_order(node);
+                    if self.settings.retiring > 0
+                        && self.fault_budget > 0
+                        && self.manager.random.chance(self.settings.retiring)
+                    {
+                        self.fault_budget -= 1;
+                        self.retire_at = Some(node);
+                    }
                     self.manager.wait_until =
                         self.now + self.manager.random.delay(100, 50 * MILLISECOND);
                 }

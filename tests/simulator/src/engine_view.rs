@@ -236,6 +236,12 @@ impl Knowledge {
             .is_none_or(|extents| extents.contains(&extent))
     }
 
+    /// The logged extents; `None` if all of them count.
+    #[must_use]
+    pub fn extents(&self) -> Option<&BTreeSet<u32>> {
+        self.extents.as_ref()
+    }
+
     /// Number of logged extents; `None` if all of them count.
     #[must_use]
     pub fn logged_count(&self) -> Option<usize> {

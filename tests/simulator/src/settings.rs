@@ -74,6 +74,10 @@ pub struct Settings {
     pub administrator_interval: (Micros, Micros),
     /// Probability, per mille, of a random command at a step of the administrator.
     pub whims: u64,
+    /// Probability, per mille, of a demotion at a step of the manager.
+    pub demotions: u64,
+    /// Probability, per mille, that a node loses its power right after it was demoted.
+    pub retiring: u64,
     /// Faults.
     pub faults: FaultMix,
 }
@@ -132,6 +136,8 @@ impl Settings {
             ]),
             administrator_interval: (5 * MILLISECOND, 200 * MILLISECOND),
             whims: *random.pick(&[0, 50, 200]),
+            demotions: 15,
+            retiring: 0,
             faults: FaultMix {
                 interval: *random.pick(&[
                     (20 * MILLISECOND, 300 * MILLISECOND),
@@ -158,6 +164,11 @@ impl Settings {
             for volume in &mut settings.volumes {
                 volume.al_extents = 9;
             }
+        }
+        let mut retiring = Random::new(seed ^ 0x2E71_2E5D);
+        if settings.faults.budget > 0 && retiring.chance(100) {
+            settings.demotions = 150;
+            settings.retiring = 500;
         }
         settings
     }
@@ -186,6 +197,8 @@ impl Settings {
             network_delay: (50, 500),
             administrator_interval: (5 * MILLISECOND, 50 * MILLISECOND),
             whims: 0,
+            demotions: 15,
+            retiring: 0,
             faults: FaultMix {
                 interval: (SECOND, SECOND),
                 budget: 0,

@@ -246,6 +246,8 @@ pub struct World {
     pub workload: Workload,
     /// The cluster manager.
     pub manager: Manager,
+    /// A node that was demoted and loses its power at the manager's next step.
+    pub(crate) retire_at: Option<NodeIndex>,
     /// Faults left.
     pub fault_budget: u32,
     /// Chance of a crash amid effects, per million steps.
@@ -316,6 +318,7 @@ impl World {
             checks: Checks::new(&settings),
             workload: Workload::new(&settings, random.fork()),
             manager: Manager::new(&settings, random.fork()),
+            retire_at: None,
             fault_budget: settings.faults.budget,
             crash_amid_effects: settings.faults.crash_amid_effects,
             trace: Trace::default(),

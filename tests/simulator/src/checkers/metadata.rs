@@ -4,6 +4,7 @@ use qrbd_engine::metadata::image::MetadataImage;
 use qrbd_engine::metadata::superblock::Superblock;
 
 use crate::disk::View;
+use crate::engine_view::Knowledge;
 use crate::network::NodeIndex;
 use crate::world::World;
 
@@ -18,10 +19,30 @@ impl World {
             .disk
             .load_after_imagined_power_loss(&mut self.disk_random)
         {
-            Ok(image) => self.check_superblock(node, volume, &image),
+            Ok(image) => {
+                self.check_superblock(node, volume, &image);
+                self.check_log(node, volume, image);
+            }
             Err(error) => {
                 self.fail("metadata", format!("n{node} v{volume}: a power loss here leaves metadata that do not open: {error}"));
             }
+        }
+    }
+
+    /// The log is as it was durable, or as it was written last: one transaction is under way at a time.
+    fn check_log(&mut self, node: NodeIndex, volume: usize, image: MetadataImage) {
+        let found = Knowledge::of(image);
+        let possible = [View::Durable, View::Cached];
+        let known = possible.into_iter().any(|view| {
+            self.knowledge(node, volume, view)
+                .is_none_or(|knowledge| knowledge.extents() == found.extents())
+        });
+        if !known {
+            let text = format!(
+                "n{node} v{volume}: a power loss here leaves an activity log that never was: {:?}",
+                found.extents()
+            );
+            self.fail("metadata", text);
         }
     }
 

@@ -40,7 +40,8 @@ impl World {
         let Some(view) = self.nodes[node].live_view().cloned() else {
             return;
         };
-        let again = command.view_before.role == Role::Primary;
+        // A command that waited while another one made the node Primary promotes nothing.
+        let again = command.view_before.role == Role::Primary || self.manager.speaks == Some(node);
         if again {
             return;
         }
