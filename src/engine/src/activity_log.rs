@@ -12,6 +12,8 @@
 //! - At most one transaction is planned and not yet committed. An extent it evicts is inactive at once, an extent it activates is
 //!   inactive until it is committed: so what is active is on disk at every instant.
 //! - Free slots are taken before any extent is evicted; of the active extents without references the least recently used goes.
+//! - A plan that must evict evicts a few more and leaves their slots free: an eviction waits for a flush of the data, and so only
+//!   one of many transactions does when every write meets a cold extent.
 //! - An extent that the same plan was asked for is not evicted by it, so a request that spans several extents gets them all, as
 //!   soon as enough slots are without references, if it is named first in every plan.
 //!
@@ -26,6 +28,11 @@ use core::ops::Range;
 
 use crate::metadata::ring::{MAX_SLOTS, MAX_UPDATES};
 use index::Index;
+
+/// Most slots emptied by a plan besides those that it needs,
+const MAX_SPARE_SLOTS: usize = 32;
+/// and of how many slots one at most: what is hot should stay.
+const SLOTS_PER_SPARE: usize = 32;
 
 /// End of a list of slots.
 const NONE: u16 = u16::MAX;
@@ -72,7 +79,7 @@ pub struct ActivityLog {
     entries: Vec<Entry>,
     /// Active extents only.
     index: Index,
-    /// Slots never used, the next one last.
+    /// Slots without an extent, the next one last.
     free: Vec<u16>,
     /// Slots of the planned transaction.
     changing: Vec<u16>,
@@ -201,6 +208,9 @@ impl ActivityLog {
             transaction.updates.push((slot, Some(extent)));
             transaction.activated.push(extent);
         }
+        if !transaction.evicted.is_empty() {
+            self.empty_spare_slots(&mut transaction);
+        }
         (!transaction.updates.is_empty()).then_some(transaction)
     }
 
@@ -277,6 +287,29 @@ impl ActivityLog {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
+        let (slot, extent) = self.evict_oldest()?;
+        evicted.push(extent);
+        Some(slot)
+    }
+
+    /// Evicts a few extents more in a transaction that evicts anyway.
+    fn empty_spare_slots(&mut self, transaction: &mut Transaction) {
+        let spare = (self.slots.len() / SLOTS_PER_SPARE)
+            .min(MAX_SPARE_SLOTS)
+            .min(MAX_UPDATES - transaction.updates.len());
+        for _ in 0..spare {
+            let Some((slot, extent)) = self.evict_oldest() else {
+                return;
+            };
+            self.slots[usize::from(slot)] = None;
+            self.free.push(slot);
+            transaction.updates.push((slot, None));
+            transaction.evicted.push(extent);
+        }
+    }
+
+    /// Makes the least recently used extent without references inactive. Its slot still names it.
+    fn evict_oldest(&mut self) -> Option<(u16, u32)> {
         let slot = self.oldest;
         // What this plan wants was moved to the newest end, so behind the first such extent there are only others of its kind.
         if slot == NONE || self.entries[usize::from(slot)].wanted_by == self.plans {
@@ -286,8 +319,7 @@ impl ActivityLog {
         self.unlink(slot);
         self.index.remove(extent);
         self.active -= 1;
-        evicted.push(extent);
-        Some(slot)
+        Some((slot, extent))
     }
 
     fn link_newest(&mut self, slot: u16) {

@@ -121,6 +121,47 @@ fn transaction_has_at_most_64_updates() {
 }
 
 #[test]
+fn cold_extents_one_by_one_evict_in_few_transactions() {
+    let slots = 1237;
+    let mut log = ActivityLog::new(slots);
+    let mut ring = vec![None; slots as usize];
+    let (mut evicting, cold) = (0, 4 * slots);
+    for extent in 0..cold {
+        let transaction = log.plan([extent].into_iter()).unwrap();
+        for (slot, content) in transaction.updates {
+            ring[usize::from(slot)] = content;
+        }
+        assert_eq!(ring, log.slots(), "the transactions say all that changes");
+        evicting += u32::from(!transaction.evicted.is_empty());
+        assert!(transaction.evicted.iter().all(|&old| !log.is_active(old)));
+        log.committed();
+        assert!(log.acquire(extent..extent + 1));
+        log.release(extent..extent + 1);
+    }
+    assert!(evicting <= cold / 32, "{evicting} of {cold}");
+    assert!(
+        log.active_count() >= slots as usize - 32,
+        "what is hot stays"
+    );
+    assert!(log.is_active(cold - 1) && log.is_active(cold - 1200));
+}
+
+#[test]
+fn spare_slots_cost_neither_what_is_referenced_nor_what_is_wanted() {
+    let mut log = ActivityLog::new(64);
+    activate(&mut log, &(0..64).collect::<Vec<_>>());
+    assert!(log.acquire(0..61));
+    let transaction = log.plan([61, 62, 100].into_iter()).unwrap();
+    assert_eq!(transaction.evicted, [63]);
+    log.committed();
+    log.release(0..61);
+    let transaction = activate(&mut log, &[200]);
+    assert_eq!(transaction.evicted.len(), 1 + 64 / 32);
+    assert_eq!(transaction.updates.len(), 1 + 64 / 32);
+    assert_eq!(activate(&mut log, &[201, 202]).evicted, []);
+}
+
+#[test]
 fn clear_empties_every_slot() {
     let mut log = ActivityLog::new(7);
     activate(&mut log, &[1, 2]);
@@ -150,7 +191,7 @@ fn largest_log_and_largest_extent_work() {
     }
     assert!(log.is_active((1 << 28) - 1));
     assert!(!log.is_active(u32::MAX));
-    assert_eq!(activate(&mut log, &[1]).evicted.len(), 1);
+    assert_eq!(activate(&mut log, &[1]).evicted.len(), 1 + 32);
 }
 
 /// The activity log as one would write it without regard to cost.
@@ -226,6 +267,19 @@ impl Model {
             self.pending.push(extent);
             activated.push(extent);
         }
+        if !evicted.is_empty() {
+            for _ in 0..(self.slots.len() / 32).min(32).min(64 - activated.len()) {
+                match self.idle.first() {
+                    Some(victim) if !wanted.contains(victim) => {
+                        let victim = self.idle.remove(0);
+                        let slot = self.slots.iter().position(|&slot| slot == Some(victim));
+                        self.slots[slot.unwrap()] = None;
+                        evicted.push(victim);
+                    }
+                    _ => break,
+                }
+            }
+        }
         (!activated.is_empty()).then_some((activated, evicted))
     }
 
@@ -242,58 +296,79 @@ enum Action {
     Commit,
 }
 
-fn actions() -> impl Strategy<Value = Vec<Action>> {
+fn actions(extents: u32, most_wanted: usize) -> impl Strategy<Value = Vec<Action>> {
     let action = prop_oneof![
-        4 => (0u32..24, 1u32..4).prop_map(|(first, count)| Action::Acquire(first, count)),
+        4 => (0..extents, 1u32..4).prop_map(|(first, count)| Action::Acquire(first, count)),
         3 => Just(Action::ReleaseOldest),
-        3 => prop::collection::vec(0u32..24, 0..6).prop_map(Action::Plan),
+        3 => prop::collection::vec(0..extents, 0..most_wanted).prop_map(Action::Plan),
         3 => Just(Action::Commit),
     ];
     prop::collection::vec(action, 0..200)
 }
 
-proptest! {
-    #[test]
-    fn log_behaves_as_the_model(slots in 1u32..12, actions in actions()) {
-        let mut log = ActivityLog::new(slots);
-        let mut model = Model { slots: vec![None; slots as usize], ..Model::default() };
-        let mut held: VecDeque<Range<u32>> = VecDeque::new();
-        for action in actions {
-            match action {
-                Action::Acquire(first, count) => {
-                    let extents = first..first + count;
-                    let taken = log.acquire(extents.clone());
-                    prop_assert_eq!(taken, model.acquire(extents.clone()));
-                    if taken {
-                        held.push_back(extents);
-                    }
+fn behaves_as_the_model(
+    slots: u32,
+    extents: u32,
+    actions: Vec<Action>,
+) -> Result<(), TestCaseError> {
+    let mut log = ActivityLog::new(slots);
+    let mut model = Model {
+        slots: vec![None; slots as usize],
+        ..Model::default()
+    };
+    let mut held: VecDeque<Range<u32>> = VecDeque::new();
+    for action in actions {
+        match action {
+            Action::Acquire(first, count) => {
+                let extents = first..first + count;
+                let taken = log.acquire(extents.clone());
+                prop_assert_eq!(taken, model.acquire(extents.clone()));
+                if taken {
+                    held.push_back(extents);
                 }
-                Action::ReleaseOldest => if let Some(extents) = held.pop_front() {
+            }
+            Action::ReleaseOldest => {
+                if let Some(extents) = held.pop_front() {
                     log.release(extents.clone());
                     model.release(extents);
-                },
-                Action::Plan(wanted) => {
-                    let planned = log.plan(wanted.iter().copied());
-                    if let Some(transaction) = &planned {
-                        let placed: Vec<_> = transaction.updates.iter().map(|update| update.1.unwrap()).collect();
-                        prop_assert_eq!(&placed, &transaction.activated);
-                    }
-                    let planned = planned.map(|transaction| (transaction.activated, transaction.evicted));
-                    prop_assert_eq!(planned, model.plan(&wanted));
-                }
-                Action::Commit => {
-                    log.committed();
-                    model.committed();
                 }
             }
-            prop_assert_eq!(log.slots(), &model.slots[..]);
-            prop_assert_eq!(log.is_changing(), !model.pending.is_empty());
-            prop_assert_eq!(log.referenced_count(), model.references.len());
-            for extent in 0..28 {
-                prop_assert_eq!(log.is_active(extent), model.is_active(extent));
+            Action::Plan(wanted) => {
+                let planned = log.plan(wanted.iter().copied());
+                if let Some(transaction) = &planned {
+                    let placed = transaction.updates.iter().filter_map(|update| update.1);
+                    prop_assert_eq!(&placed.collect::<Vec<_>>(), &transaction.activated);
+                }
+                let planned =
+                    planned.map(|transaction| (transaction.activated, transaction.evicted));
+                prop_assert_eq!(planned, model.plan(&wanted));
             }
-            prop_assert_eq!(log.active_count(), active(&log).len());
+            Action::Commit => {
+                log.committed();
+                model.committed();
+            }
         }
+        prop_assert_eq!(log.slots(), &model.slots[..]);
+        prop_assert_eq!(log.is_changing(), !model.pending.is_empty());
+        prop_assert_eq!(log.referenced_count(), model.references.len());
+        for extent in 0..extents + 4 {
+            prop_assert_eq!(log.is_active(extent), model.is_active(extent));
+        }
+        prop_assert_eq!(log.active_count(), active(&log).len());
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn log_behaves_as_the_model(slots in 1u32..12, actions in actions(24, 6)) {
+        behaves_as_the_model(slots, 24, actions)?;
+    }
+
+    /// Large enough that a plan that evicts empties a slot besides.
+    #[test]
+    fn log_with_spare_slots_behaves_as_the_model(slots in 32u32..64, actions in actions(90, 30)) {
+        behaves_as_the_model(slots, 90, actions)?;
     }
 
     #[test]
