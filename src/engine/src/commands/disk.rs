@@ -19,7 +19,7 @@ impl<P: Payload> Engine<P> {
         &mut self,
         id: CommandId,
         number: VolumeNumber,
-        image: &MetadataImage,
+        image: &mut MetadataImage,
     ) -> Result<bool, Refusal> {
         let v = self.volume_of(number)?;
         if self.volumes[v].backing.is_some() {
@@ -81,7 +81,8 @@ impl<P: Payload> Engine<P> {
         volume.backing = Some(Backing {
             layout: image.layout,
             superblock,
-            bitmaps: image.bitmaps.clone(),
+            // The command is done with the image: nothing below refuses.
+            bitmaps: core::mem::take(&mut image.bitmaps),
             log: ActivityLog::new(slots),
             ring,
             writer,

@@ -58,9 +58,9 @@ impl<P: Payload> Engine<P> {
         progress
     }
 
-    fn try_command(&mut self, deferred: Deferred) {
+    fn try_command(&mut self, mut deferred: Deferred) {
         let id = deferred.id;
-        let result = match &deferred.command {
+        let result = match &mut deferred.command {
             Command::Attach { volume, image } => self.attach(id, *volume, image),
             Command::Detach { volume, force } => self.detach(id, *volume, *force),
             Command::Connect {
