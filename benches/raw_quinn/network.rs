@@ -59,7 +59,11 @@ pub fn endpoint(packet_bytes: u16) -> Result<quinn::Endpoint> {
 }
 
 fn transport(tuning: &Tuning, packet_bytes: u16) -> TransportConfig {
-    let Congestion::Steady { window_bytes } = tuning.congestion else {
+    let Congestion::Adaptive {
+        local_window_bytes: window_bytes,
+        ..
+    } = tuning.congestion
+    else {
         panic!("settings for local networks have a steady window");
     };
     let mut mtu_discovery = MtuDiscoveryConfig::default();

@@ -2,6 +2,7 @@
 
 mod lanes;
 mod limits;
+mod links;
 mod refusals;
 mod sessions;
 
