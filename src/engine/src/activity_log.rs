@@ -32,7 +32,7 @@ use index::Index;
 /// Most slots emptied by a plan besides those that it needs,
 const MAX_SPARE_SLOTS: usize = 32;
 /// and of how many slots one at most: what is hot should stay.
-const SLOTS_PER_SPARE: usize = 32;
+const SLOTS_PER_SPARE: usize = 8;
 
 /// End of a list of slots.
 const NONE: u16 = u16::MAX;

@@ -156,8 +156,8 @@ fn spare_slots_cost_neither_what_is_referenced_nor_what_is_wanted() {
     log.committed();
     log.release(0..61);
     let transaction = activate(&mut log, &[200]);
-    assert_eq!(transaction.evicted.len(), 1 + 64 / 32);
-    assert_eq!(transaction.updates.len(), 1 + 64 / 32);
+    assert_eq!(transaction.evicted.len(), 1 + 64 / 8);
+    assert_eq!(transaction.updates.len(), 1 + 64 / 8);
     assert_eq!(activate(&mut log, &[201, 202]).evicted, []);
 }
 
@@ -268,7 +268,7 @@ impl Model {
             activated.push(extent);
         }
         if !evicted.is_empty() {
-            for _ in 0..(self.slots.len() / 32).min(32).min(64 - activated.len()) {
+            for _ in 0..(self.slots.len() / 8).min(32).min(64 - activated.len()) {
                 match self.idle.first() {
                     Some(victim) if !wanted.contains(victim) => {
                         let victim = self.idle.remove(0);
@@ -361,14 +361,14 @@ fn behaves_as_the_model(
 
 proptest! {
     #[test]
-    fn log_behaves_as_the_model(slots in 1u32..12, actions in actions(24, 6)) {
+    fn log_behaves_as_the_model(slots in 1u32..8, actions in actions(24, 6)) {
         behaves_as_the_model(slots, 24, actions)?;
     }
 
     /// Large enough that a plan that evicts empties a slot besides.
     #[test]
-    fn log_with_spare_slots_behaves_as_the_model(slots in 32u32..64, actions in actions(90, 30)) {
-        behaves_as_the_model(slots, 90, actions)?;
+    fn log_with_spare_slots_behaves_as_the_model(slots in 8u32..16, actions in actions(30, 8)) {
+        behaves_as_the_model(slots, 30, actions)?;
     }
 
     #[test]
