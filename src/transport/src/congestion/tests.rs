@@ -100,7 +100,7 @@ impl Run {
             let unlucky = self
                 .link
                 .loses_one_in
-                .is_some_and(|many| (self.random >> 33) % many == 0);
+                .is_some_and(|many| (self.random >> 33).is_multiple_of(many));
             let full = wait > self.link.queue;
             if full {
                 self.overflowed += 1;
