@@ -208,6 +208,11 @@ impl<P: Payload> Engine<P> {
         }) || !volume.usable() && self.awaits_data(v)
     }
 
+    /// True if a write must not be submitted before a handshake is over: it holds writes, or may end with the only good data.
+    fn waits_for_handshake(&self, v: usize) -> bool {
+        self.is_held(v) || !self.volumes[v].usable() && self.awaits_data(v)
+    }
+
     /// True while a handshake holds new writes of the volume.
     fn is_held(&self, v: usize) -> bool {
         self.peers.iter().any(|peer| peer.devices[v].hold)
@@ -228,7 +233,7 @@ impl<P: Payload> Engine<P> {
     /// Lets held writes go on as far as possible. True if one did.
     pub(crate) fn release_held(&mut self, v: usize) -> bool {
         let mut progress = false;
-        if !self.volumes[v].parked.is_empty() && !self.is_held(v) {
+        if !self.volumes[v].parked.is_empty() && !self.waits_for_handshake(v) {
             progress = true;
             for key in core::mem::take(&mut self.volumes[v].parked) {
                 self.submit_write(key);

@@ -33,7 +33,7 @@ impl<P: Payload> Engine<P> {
             Owner::Request(key) => {
                 self.requests[key].logged = logged;
                 let v = self.requests[key].volume;
-                if self.is_held(v) {
+                if self.waits_for_handshake(v) {
                     self.volumes[v].parked.push_back(key);
                 } else {
                     self.submit_write(key);

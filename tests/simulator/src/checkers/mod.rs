@@ -145,6 +145,17 @@ impl World {
             return;
         }
         let view = view.clone();
+        for volume in 0..self.settings.volumes.len() {
+            let had = before.volumes[volume].disk == DiskState::UpToDate;
+            if had
+                && matches!(
+                    view.volumes[volume].disk,
+                    DiskState::Failed | DiskState::Detaching
+                )
+            {
+                self.good_disk_leaves(node, volume);
+            }
+        }
         if before.role == Role::Primary && view.role != Role::Primary {
             self.leave_peers_branch(node);
         }
@@ -168,6 +179,19 @@ impl World {
             }
         }
         self.manager_view_changed(node);
+    }
+
+    /// A good disk is given up. If those that go on with the data lost their power since, two failures met: what no flush covered may
+    /// be on the lost disk only.
+    fn good_disk_leaves(&mut self, node: NodeIndex, volume: usize) {
+        let holders: Vec<NodeIndex> = (0..self.settings.nodes)
+            .filter(|&other| other != node && self.nodes[other].volumes[volume].current)
+            .collect();
+        let harmed = |&other: &NodeIndex| self.nodes[other].volumes[volume].loss >= Loss::Power;
+        if !holders.is_empty() && holders.iter().all(harmed) {
+            let branch = self.nodes[node].volumes[volume].branch;
+            self.branches[branch].lose_unflushed();
+        }
     }
 
     /// A node that worked on its peer's data is no Primary any more: what counts for it is its own disk.
