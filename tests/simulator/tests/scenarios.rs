@@ -893,3 +893,38 @@ fn a_primary_gets_the_disk_back_that_its_clients_saw_also_when_its_peer_attaches
         );
     });
 }
+
+#[test]
+fn clients_of_a_diskless_primary_never_see_an_older_disk_that_it_attaches() {
+    over_seeds(Protocol::A, 10, |mut world| {
+        world.write_now(0, block(4));
+        world.run(SECOND);
+        // Completed here, never received there.
+        world.mute(0);
+        let write = world.write_now(0, block(5));
+        world.break_disk(0);
+        let read = world.read(0, block(4));
+        world.until("the Primary has no disk", |world| {
+            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+        });
+        world.power_loss(1);
+        world.heal();
+        world.wait_disconnected(0);
+        let _ = world.answer(read);
+        world.restart(1);
+        world.until("they are connected again", |world| {
+            world.nodes[0].connected(1) && world.nodes[1].connected(0)
+        });
+        assert_eq!(world.disk(1), DiskState::Outdated);
+        // A disk of this volume, but from before: as if the one that broke had come back without its last writes.
+        world.repair_disk(0);
+        world
+            .world
+            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.run(2 * SECOND);
+        let seen = world.read(0, block(5));
+        if let Ok(Some(data)) = world.answer(seen) {
+            assert_eq!(data.0[0], qrbd_simulator::stamps::stamp(write.write, 40));
+        }
+    });
+}

@@ -8,9 +8,16 @@ use crate::engine::Engine;
 use crate::generation::{DiskLevel, Extent, Outcome};
 use crate::peer::ResyncTarget;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
-use crate::units::VolumeNumber;
+use crate::units::{Generation, VolumeNumber};
 use crate::volume::After;
 use crate::wire::{Message, VolumeHello};
+
+/// True if a disk has been at this generation, or is.
+fn knows(disk: &VolumeHello, generation: Generation) -> bool {
+    generation.same(disk.current)
+        || generation.same(disk.bitmap)
+        || disk.history.iter().any(|old| old.same(generation))
+}
 
 impl<P: Payload> Engine<P> {
     /// Carries out the verdict for a volume.
@@ -49,6 +56,13 @@ impl<P: Payload> Engine<P> {
         if let Ok(size) = agreed_size(&mine, &theirs) {
             self.agree_on_size(v, size);
         }
+        let seen = self.volumes[v].exposed;
+        if mine.attached_anew && !seen.is_none() && !knows(&mine, seen) && !knows(&theirs, seen) {
+            // What the clients of this Primary saw is gone, here and there: older data must not take its place under their feet.
+            self.peers[p].devices[v].hold = false;
+            self.peers[p].devices[v].disk = theirs.disk.min(DiskState::Outdated);
+            return self.fail_disk(v, "clients-saw-newer-data");
+        }
         if let (Outcome::Target(_), Some(claimed)) = (outcome, self.volumes[v].attached_anew) {
             self.set_disk(v, claimed.min(DiskState::Outdated), rule);
         }
@@ -79,7 +93,9 @@ impl<P: Payload> Engine<P> {
                 if let Some(claimed) = self.volumes[v].attached_anew.take() {
                     self.set_disk(v, claimed, rule);
                 }
-                self.newest_within_reach(v);
+                if !theirs.attached_anew {
+                    self.newest_within_reach(v);
+                }
                 // Whatever it calls itself, it lacks something until the resync is over.
                 self.peers[p].devices[v].disk = theirs.disk.min(DiskState::Consistent);
                 self.set_replication(p, v, ReplicationState::WFBitMapS, rule);
@@ -117,7 +133,13 @@ impl<P: Payload> Engine<P> {
             self.set_disk(v, claimed, "in-sync-with-peer");
         }
         if equal {
-            self.newest_within_reach(v);
+            let anew = self.peers[p].devices[v]
+                .theirs
+                .as_ref()
+                .is_some_and(|theirs| theirs.attached_anew);
+            if !anew {
+                self.newest_within_reach(v);
+            }
             if level(their_disk) == DiskLevel::UpToDate
                 && self.volumes[v].disk != DiskState::UpToDate
                 || self.volumes[v].disk == DiskState::Consistent
@@ -202,10 +224,9 @@ impl<P: Payload> Engine<P> {
         }
         // What a Primary without a disk showed its clients must be what the other one has; anything else is old.
         let stale = |primary: &VolumeHello, disk: &VolumeHello| {
-            let known = primary.current.same(disk.current)
-                || primary.current.same(disk.bitmap)
-                || disk.history.iter().any(|old| old.same(primary.current));
-            primary.disk == DiskState::Diskless && !primary.current.is_none() && !known
+            primary.disk == DiskState::Diskless
+                && !primary.current.is_none()
+                && !knows(disk, primary.current)
         };
         if stale(mine, theirs) && theirs.disk > DiskState::Outdated {
             self.peers[p].devices[v].disk = DiskState::Outdated;

@@ -158,6 +158,9 @@ impl World {
                 && self.nodes[other].volumes[volume].branch == branch
                 && !self.nodes[source].connected(other)
         });
+        // So do the peer's data from the disk of a node that works on them without its own.
+        let own = &self.nodes[node].volumes[volume];
+        let shared = shared || source != node && own.disk_branch.unwrap_or(own.branch) == branch;
         let branch = if shared {
             let mut fork = self.branches[branch].clone();
             fork.own_writes = 0;
