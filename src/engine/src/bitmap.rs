@@ -1,7 +1,7 @@
 //! The out-of-sync bitmap of one peer, in memory: one bit per 4 KiB block that may differ from the peer's.
 //!
 //! Owns the bits, their count, and the knowledge which 4 KiB blocks of the on-disk form are older than the bits in memory.
-//! The bits are kept in chunks that cost memory only where set and clear bits mix, see [`chunk`]. The on-disk form is in [`disk`],
+//! The bits are kept in chunks that cost memory only where set and clear bits mix, see `chunk`. The on-disk form is in [`disk`],
 //! the form on the wire in [`runs`].
 //!
 //! Invariants:
