@@ -336,7 +336,10 @@ impl<P: Payload> Engine<P> {
         for p in 0..self.peers.len() {
             self.peers[p].devices[v].resync_ending |= self.peers[p].devices[v].target.is_some();
             self.stop_resync(p, v);
-            self.peers[p].devices[v].round_wanted = false;
+            if core::mem::take(&mut self.peers[p].devices[v].round_wanted) {
+                // The handshake that the writes wait for will not take place.
+                self.peers[p].devices[v].hold = false;
+            }
             if self.peers[p].session.is_none() {
                 continue;
             }

@@ -928,3 +928,50 @@ fn clients_of_a_diskless_primary_never_see_an_older_disk_that_it_attaches() {
         }
     });
 }
+
+#[test]
+fn writes_go_on_through_the_peer_when_a_disk_breaks_again_while_a_primary_attaches_it() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.detach(0).unwrap();
+        world.write_now(0, block(5));
+        world.world.nodes[0].volumes[0].faults.metadata_errors = (u64::MAX, 1000);
+        world
+            .world
+            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.run(500 * MILLISECOND);
+        assert_eq!(world.disk(0), DiskState::Diskless);
+        world.write_now(0, block(6));
+    });
+}
+
+#[test]
+fn a_demotion_amid_a_handshake_leaves_the_generation_that_was_compared() {
+    for seed in 0..40 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        world.disconnect(1).unwrap();
+        for number in 0..20 {
+            world.write_now(0, ByteRange::new(number << 20, 1 << 20));
+        }
+        world.connect(1, false).unwrap();
+        world.until("the resync runs", |world| {
+            world.nodes[0].live_view().unwrap().replication(1, 0) == ReplicationState::SyncSource
+        });
+        world.power_loss(1);
+        world.wait_disconnected(0);
+        world.settle();
+        world.world.settings.disk_delay = (2 * MILLISECOND, 3 * MILLISECOND);
+        world.restart(1);
+        world.until("the bitmaps are exchanged", |world| {
+            world.nodes[0].live_view().unwrap().replication(1, 0) == ReplicationState::WFBitMapS
+        });
+        world.run(500 * seed);
+        world.demote(0).unwrap();
+        world.world.settings.disk_delay = (50, 500);
+        world.wait_in_sync();
+        assert_eq!(
+            world.world.generation_on_disk(0, 0),
+            world.world.generation_on_disk(1, 0),
+            "both have the same data"
+        );
+    }
+}

@@ -5,7 +5,7 @@
 
 use crate::api::{CommandId, Effect, Payload};
 use crate::engine::{Engine, IoOwner};
-use crate::state::{Refusal, Role};
+use crate::state::{ConnectionState, Refusal, ReplicationState, Role};
 use crate::units::Time;
 
 /// How far a role change is.
@@ -101,7 +101,7 @@ impl<P: Payload> Engine<P> {
                 self.give_up_promotion(Refusal::Timeout);
                 true
             }
-            Step::Draining if self.requests.is_empty() => {
+            Step::Draining if self.requests.is_empty() && !self.compares() => {
                 let mut missing = 0;
                 for v in 0..self.volumes.len() {
                     if self.volumes[v].usable() {
@@ -125,6 +125,21 @@ impl<P: Payload> Engine<P> {
             }
             _ => false,
         }
+    }
+
+    /// True while a comparison with a peer is under way: what was said in it, the generation above all, must stay true until its end.
+    fn compares(&self) -> bool {
+        self.peers.iter().any(|peer| {
+            if peer.connection != ConnectionState::Connected {
+                return peer.session.is_some() && peer.hello_sent.is_some();
+            }
+            peer.devices.iter().any(|device| match device.replication {
+                _ if device.awaits_answer() => true,
+                ReplicationState::WFBitMapS | ReplicationState::WFBitMapT => true,
+                ReplicationState::Established => !(device.accepts && device.peer_accepts),
+                _ => false,
+            })
+        })
     }
 
     pub(super) fn set_role_step(&mut self, step: Step) {

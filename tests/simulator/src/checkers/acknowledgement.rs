@@ -333,8 +333,8 @@ impl World {
                     peer != node
                         && view.connected(peer)
                         && view.peer_disk(peer, volume) == DiskState::UpToDate
-                        // A write that ran before a good disk was found there did not reach it.
-                        && (!matches!(request.kind, RequestKind::Write { .. })
+                        // A write or a flush that ran before a good disk was found there did not reach it.
+                        && (!matches!(request.kind, RequestKind::Write { .. } | RequestKind::Flush)
                             || view.mirrors_to(peer, volume))
                         && !ill(peer)
                 });
