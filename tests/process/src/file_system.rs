@@ -96,12 +96,23 @@ impl BlockDevice {
         )
         .succeeded();
         self.attached = false;
-        run(
-            &installed("fuse3", "fusermount3"),
-            ["-u".as_ref(), self.mount_point.as_os_str()],
-            LIMIT,
-        )
-        .succeeded();
+        // Whoever else has the loop device open for a moment (a probe for file systems) makes the kernel give it up later.
+        wait::until("the loop device is gone", RELEASE_LIMIT, || {
+            (!is_attached(&self.loop_device)).then_some(())
+        });
+        // The kernel closes the loop device's file a moment after it is gone: busy until then.
+        let mut last = None;
+        wait::within(RELEASE_LIMIT, || {
+            let unmounted = run(
+                &installed("fuse3", "fusermount3"),
+                ["-u".as_ref(), self.mount_point.as_os_str()],
+                LIMIT,
+            );
+            let done = unmounted.code == 0;
+            last = Some(unmounted);
+            done.then_some(())
+        });
+        last.expect("it is tried at least once").succeeded();
         let ended = self.fuse.wait(RELEASE_LIMIT);
         assert!(
             ended.success(),
