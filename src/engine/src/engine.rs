@@ -477,7 +477,7 @@ impl<P: Payload> Engine<P> {
         }
         match message {
             Message::Hello(hello) => self.hello_received(p, *hello),
-            Message::Again(hello) => self.again_received(p, *hello),
+            Message::Again(hello) => self.again_arrived(p, *hello),
             Message::VolumeReady { volume } => self.volume_ready_received(p, volume),
             Message::PeerState { role, disks } => self.peer_state_received(p, role, disks),
             Message::Ping { id } => {

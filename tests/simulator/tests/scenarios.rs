@@ -975,3 +975,32 @@ fn a_demotion_amid_a_handshake_leaves_the_generation_that_was_compared() {
         );
     }
 }
+
+#[test]
+fn reads_of_a_diskless_primary_wait_until_its_peers_disk_is_attached() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        world.detach(0).unwrap();
+        world.write_now(0, block(5));
+        world.kill(1);
+        world.world.boot(1);
+        let peer = node_id(0);
+        let discard_my_data = false;
+        let connect = Command::Connect {
+            peer,
+            discard_my_data,
+        };
+        world.command(1, connect).unwrap();
+        world.until("they are connected", |world| {
+            world.nodes[0].connected(1) && world.nodes[1].connected(0)
+        });
+        world.settle();
+        world
+            .world
+            .attach(1, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.until("the disk is within reach", |world| {
+            world.nodes[0].live_view().unwrap().peer_disk(1, 0) == DiskState::UpToDate
+        });
+        let read = world.read(0, block(5));
+        assert!(world.answer(read).is_ok());
+    });
+}

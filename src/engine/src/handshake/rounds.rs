@@ -28,6 +28,22 @@ impl<P: Payload> Engine<P> {
         self.send(p, Message::Again(alloc::boxed::Box::new(mine)));
     }
 
+    /// The peer's part of another round. If its disk came anew, what it takes is told once it has decided, not by what it said
+    /// without one.
+    pub(crate) fn again_arrived(
+        &mut self,
+        p: usize,
+        theirs: VolumeHello,
+    ) -> Result<(), &'static str> {
+        if let Some(v) = self.volume_index(theirs.volume) {
+            let device = &mut self.peers[p].devices[v];
+            if theirs.disk != DiskState::Diskless && !device.disk.has_data() {
+                device.peer_accepts = false;
+            }
+        }
+        self.again_received(p, theirs)
+    }
+
     pub(crate) fn again_received(
         &mut self,
         p: usize,

@@ -335,7 +335,9 @@ impl World {
                         && view.peer_disk(peer, volume) == DiskState::UpToDate
                         // A write or a flush that ran before a good disk was found there did not reach it.
                         && (!matches!(request.kind, RequestKind::Write { .. } | RequestKind::Flush)
-                            || view.mirrors_to(peer, volume))
+                            || view.mirrors_to(peer, volume)
+                                && (self.checks.connected_since.get(&(node, peer)))
+                                    .is_some_and(|&since| since < request.at))
                         && !ill(peer)
                 });
                 view.role != Role::Primary

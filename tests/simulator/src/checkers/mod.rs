@@ -50,6 +50,8 @@ type KnownMetadata = BTreeMap<(NodeIndex, usize, bool), (u64, Rc<Knowledge>)>;
 
 /// What the checkers remember.
 pub struct Checks {
+    /// When a node was last connected to a peer anew.
+    connected_since: BTreeMap<(NodeIndex, NodeIndex), Micros>,
     /// Nodes that found a connection lost in the step at hand.
     separated: Vec<(NodeIndex, NodeIndex)>,
     /// What metadata say, by node, volume and durability, with the version they were read at.
@@ -73,6 +75,7 @@ impl Checks {
     #[must_use]
     pub fn new(_settings: &Settings) -> Checks {
         Checks {
+            connected_since: BTreeMap::new(),
             separated: Vec::new(),
             knowledge: RefCell::default(),
             sent: Vec::new(),
@@ -160,6 +163,9 @@ impl World {
             self.leave_peers_branch(node);
         }
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
+            if !before.connected(peer) && view.connected(peer) {
+                self.checks.connected_since.insert((node, peer), self.now);
+            }
             if before.connected(peer) && !view.connected(peer) {
                 self.checks.separated.push((node, peer));
             }
@@ -188,7 +194,12 @@ impl World {
             .filter(|&other| other != node && self.nodes[other].volumes[volume].current)
             .collect();
         let harmed = |&other: &NodeIndex| self.nodes[other].volumes[volume].loss >= Loss::Power;
-        if !holders.is_empty() && holders.iter().all(harmed) {
+        // Under A and B a Primary without a disk was told of success for what its peer only received.
+        let received = holders.is_empty()
+            && self.settings.protocol != Protocol::C
+            && !self.nodes[node].is_primary()
+            && self.nodes[node].volumes[volume].current;
+        if received || !holders.is_empty() && holders.iter().all(harmed) {
             let branch = self.nodes[node].volumes[volume].branch;
             self.branches[branch].lose_unflushed();
         }
