@@ -1,0 +1,67 @@
+//! The daemon under memory pressure: the kernel must never have to write to our device to give us memory.
+//!
+//! A program that serves the device under a mounted file system is part of the way that frees memory. Three things keep it from waiting
+//! for itself: its disks are opened with O_DIRECT (elsewhere), its pages are locked so that none has to be read back, and its
+//! allocations never start writeback (`PR_SET_IO_FLUSHER`).
+
+use nix::errno::Errno;
+use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
+/// Protects this process and every thread that it starts later. Gives a line for each protection that the system refuses.
+///
+/// Call it before the first thread is started: the flag is inherited, never spread.
+#[must_use]
+pub fn protect() -> Vec<String> {
+    let mut refused = Vec::new();
+    if let Err(errno) = set_io_flusher() {
+        let needs = match errno {
+            Errno::EPERM => " (it needs CAP_SYS_RESOURCE)",
+            Errno::EINVAL => " (it needs Linux 5.6)",
+            _ => "",
+        };
+        refused.push(format!("PR_SET_IO_FLUSHER: {errno}{needs}"));
+    }
+    if let Err(text) = lock_memory() {
+        refused.push(text);
+    }
+    refused
+}
+
+/// Locks every page that is used from now on, without reserving what is never touched.
+fn lock_memory() -> Result<(), String> {
+    // With a limit, growing beyond it would fail later, which is worse than being swapped.
+    let unlimited = nix::unistd::geteuid().is_root()
+        || getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY);
+    if !unlimited {
+        return Err("memory is not locked: it needs root or LimitMEMLOCK=infinity".to_owned());
+    }
+    let all = MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE;
+    let as_touched = MlockAllFlags::from_bits_retain(nix::libc::MCL_ONFAULT);
+    mlockall(all | as_touched).map_err(|errno| format!("memory is not locked: {errno}"))
+}
+
+fn set_io_flusher() -> Result<(), Errno> {
+    /// From `linux/prctl.h`.
+    const PR_SET_IO_FLUSHER: nix::libc::c_int = 57;
+    let (on, unused): (nix::libc::c_ulong, nix::libc::c_ulong) = (1, 0);
+    // SAFETY: this prctl takes plain numbers and touches no memory of the process.
+    let result = unsafe { nix::libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) };
+    Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_refuses_is_named_with_its_remedy() {
+        for line in protect() {
+            assert!(
+                line.starts_with("PR_SET_IO_FLUSHER: ")
+                    || line.starts_with("memory is not locked: "),
+                "{line}"
+            );
+        }
+    }
+}
