@@ -333,6 +333,7 @@ impl<P: Payload> Engine<P> {
         self.volumes[v].exposed = current
             .filter(|_| self.role == Role::Primary)
             .unwrap_or(Generation::NONE);
+        self.received_writes_lost(v);
         for p in 0..self.peers.len() {
             self.peers[p].devices[v].resync_ending |= self.peers[p].devices[v].target.is_some();
             self.stop_resync(p, v);

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use crate::api::{Effect, IoError, Payload, SessionId};
 use crate::engine::{Engine, IoOwner};
+use crate::handshake::set_disk_flags;
 use crate::interval::IntervalKind;
 use crate::limits;
 use crate::peer::ReceivedOperation;
@@ -282,8 +283,36 @@ impl<P: Payload> Engine<P> {
                         },
                     );
                 }
+                if self.peers[p].config.protocol == Protocol::B {
+                    self.promised_write_lost(v);
+                }
                 self.write_failed(v, error);
             }
+        }
+    }
+
+    /// Under protocol B the receipt of a write was a promise. A disk that will never have that write must not pass for UpToDate
+    /// when it is attached again, whether or not the Primary is there to tell.
+    fn promised_write_lost(&mut self, v: usize) {
+        if let Some(backing) = (self.volumes[v].backing.as_mut())
+            .filter(|backing| backing.superblock.flags.was_up_to_date)
+        {
+            set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
+            backing.writer.want_superblock();
+        }
+    }
+
+    /// The disk takes nothing more: writes that were received and have not reached it are lost.
+    pub(crate) fn received_writes_lost(&mut self, v: usize) {
+        let promised = self.peers.iter().any(|peer| {
+            let entered = peer.received.iter().any(|(_, received)| {
+                received.operation.volume == v
+                    && !matches!(received.operation.kind, ReceivedKind::Read)
+            });
+            peer.config.protocol == Protocol::B && (entered || peer.receiver.holds_writes(v))
+        });
+        if promised {
+            self.promised_write_lost(v);
         }
     }
 

@@ -124,6 +124,20 @@ impl<P> Receiver<P> {
         }
     }
 
+    /// True if writes to this volume wait for their epoch.
+    #[must_use]
+    pub fn holds_writes(&self, volume: usize) -> bool {
+        let waits = |operation: &Received<P>| {
+            operation.volume == volume && !matches!(operation.kind, ReceivedKind::Read)
+        };
+        let starts = |step: &Step<P>| matches!(step, Step::Start(operation) if waits(operation));
+        self.epochs
+            .iter()
+            .flat_map(|epoch| &epoch.waiting)
+            .any(waits)
+            || self.steps.iter().any(starts)
+    }
+
     /// Takes an operation. False if its numbers do not follow, or if the peer sends more than was agreed
     /// ([`MAX_BUFFERED_OPERATIONS`]).
     pub fn receive(&mut self, operation: Received<P>) -> bool {

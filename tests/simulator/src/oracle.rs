@@ -193,6 +193,18 @@ impl Branch {
         }
     }
 
+    /// The only copy that is left is `image`: what it does not have yet may be gone, whatever the clients were told.
+    pub fn lose_beyond(&mut self, image: impl Fn(Sector) -> Stamp) {
+        for (&sector, entries) in &mut self.entries {
+            let stamp = image(sector);
+            let has = entries.iter().rposition(|entry| entry.stamp == stamp);
+            for entry in entries.iter_mut().skip(has.map_or(0, |at| at + 1)) {
+                entry.certain = false;
+                entry.durable = false;
+            }
+        }
+    }
+
     /// Values that a sector may have at a moment after `after`.
     pub fn allowed(&self, sector: Sector, standard: Standard, after: Moment) -> Vec<Stamp> {
         let Some(entries) = self.entries.get(&sector) else {

@@ -1004,3 +1004,47 @@ fn reads_of_a_diskless_primary_wait_until_its_peers_disk_is_attached() {
         assert!(world.answer(read).is_ok());
     });
 }
+
+#[test]
+fn a_disk_that_lost_a_promised_write_is_not_up_to_date_when_it_comes_back() {
+    over_seeds(Protocol::B, 10, |mut world| {
+        world.stall_disk(1, SECOND);
+        world.write_now(0, block(5));
+        world.break_disk(1);
+        world.kill(0);
+        world.until("the disk is given up", |world| {
+            world.nodes[1].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+        });
+        world.repair_disk(1);
+        world.attach(1);
+        assert_eq!(world.disk(1), DiskState::Outdated);
+        assert!(
+            world.promote(1).is_err(),
+            "promoted without a write that was promised"
+        );
+        world.restart(0);
+        world.wait_in_sync();
+        assert_eq!(world.disk(1), DiskState::UpToDate);
+    });
+}
+
+#[test]
+fn an_outdated_source_is_up_to_date_when_its_target_is() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.detach(0).unwrap();
+    world.write_now(0, block(5));
+    world.partition();
+    world.wait_disconnected(0);
+    world.wait_disconnected(1);
+    let volume = volume_number(0);
+    world.command(1, Command::Outdate { volume }).unwrap();
+    world.heal();
+    world.until("they are connected", |world| {
+        world.nodes[0].connected(1) && world.nodes[1].connected(0)
+    });
+    assert_eq!(world.disk(1), DiskState::Outdated);
+    world.attach(0);
+    world.wait_in_sync();
+    assert_eq!(world.disk(0), DiskState::UpToDate);
+    assert_eq!(world.disk(1), DiskState::UpToDate);
+}

@@ -287,7 +287,7 @@ impl<P: Payload> Engine<P> {
     }
 
     /// The comparison found nothing newer at the peer: with every peer at hand, old data are the newest that there are.
-    fn newest_within_reach(&mut self, v: usize) {
+    pub(crate) fn newest_within_reach(&mut self, v: usize) {
         let all = self
             .peers
             .iter()

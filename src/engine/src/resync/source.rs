@@ -405,6 +405,8 @@ impl<P: Payload> Engine<P> {
             backing.writer.want_superblock();
             self.peers[p].devices[v].contact = Some(backing.superblock.current);
         }
+        // The peer is UpToDate with these very data, so they are not old either, whatever they were called when the resync began.
+        self.newest_within_reach(v);
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ mod reads;
 mod write_order;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use qrbd_engine::metadata::superblock::Superblock;
@@ -50,6 +50,9 @@ type KnownMetadata = BTreeMap<(NodeIndex, usize, bool), (u64, Rc<Knowledge>)>;
 
 /// What the checkers remember.
 pub struct Checks {
+    /// Disks that were given up while writes were on their way to them whose receipt was a promise (protocol B), and that were all
+    /// there was.
+    promises_lost: BTreeSet<(NodeIndex, usize)>,
     /// When a node was last connected to a peer anew.
     connected_since: BTreeMap<(NodeIndex, NodeIndex), Micros>,
     /// Nodes that found a connection lost in the step at hand.
@@ -75,6 +78,7 @@ impl Checks {
     #[must_use]
     pub fn new(_settings: &Settings) -> Checks {
         Checks {
+            promises_lost: BTreeSet::new(),
             connected_since: BTreeMap::new(),
             separated: Vec::new(),
             knowledge: RefCell::default(),
@@ -153,10 +157,17 @@ impl World {
             if had
                 && matches!(
                     view.volumes[volume].disk,
-                    DiskState::Failed | DiskState::Detaching
+                    DiskState::Failed | DiskState::Detaching | DiskState::Diskless
                 )
             {
                 self.good_disk_leaves(node, volume);
+            }
+        }
+        for volume in 0..self.settings.volumes.len() {
+            let was = before.volumes[volume].disk;
+            let is = view.volumes[volume].disk;
+            if was != DiskState::UpToDate && is == DiskState::UpToDate {
+                self.nothing_newer(node, volume);
             }
         }
         if before.role == Role::Primary && view.role != Role::Primary {
@@ -194,15 +205,28 @@ impl World {
             .filter(|&other| other != node && self.nodes[other].volumes[volume].current)
             .collect();
         let harmed = |&other: &NodeIndex| self.nodes[other].volumes[volume].loss >= Loss::Power;
-        // Under A and B a Primary without a disk was told of success for what its peer only received.
         let received = holders.is_empty()
-            && self.settings.protocol != Protocol::C
+            && self.settings.protocol == Protocol::B
             && !self.nodes[node].is_primary()
             && self.nodes[node].volumes[volume].current;
-        if received || !holders.is_empty() && holders.iter().all(harmed) {
+        if received {
+            self.checks.promises_lost.insert((node, volume));
+        }
+        if !holders.is_empty() && holders.iter().all(harmed) {
             let branch = self.nodes[node].volumes[volume].branch;
             self.branches[branch].lose_unflushed();
         }
+    }
+
+    /// An old disk is the newest that is left. If it was given up with promised writes on their way to it, and the other disk before
+    /// it, two disks failed one after the other: these writes are gone, and nothing else is.
+    fn nothing_newer(&mut self, node: NodeIndex, volume: usize) {
+        if !self.checks.promises_lost.remove(&(node, volume)) {
+            return;
+        }
+        let state = &self.nodes[node].volumes[volume];
+        let disk = &state.disk;
+        self.branches[state.branch].lose_beyond(|sector| disk.sector(sector, View::Cached));
     }
 
     /// A node that worked on its peer's data is no Primary any more: what counts for it is its own disk.
