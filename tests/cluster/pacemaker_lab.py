@@ -1,0 +1,250 @@
+"""A two-node Pacemaker cluster in the lab, and how to look at it.
+
+Owns corosync's configuration, the first CIB, the fence agent (which asks the lab to kill a node, as a power switch would), and the
+questions that tests ask of the cluster. What is tested is in the tests.
+"""
+
+import os
+import re
+import shutil
+import threading
+import time
+
+from lab import ADDRESS, HERE, NODES, SERVICE_ADDRESS, Failure, Lab, run, until
+
+PORT = 7000
+CIB_OPTIONS = {"dc-deadtime": "2s", "stonith-enabled": "false", "cluster-recheck-interval": "30s"}
+# Timers of the test's resource: a peer that is gone is noticed within three seconds.
+TIMERS = "        ping-int 2;\n        ping-timeout 10;\n        timeout 19;\n        connect-int 2;\n"
+
+RESOURCE = """
+primitive disk ocf:qrbd:qrbd params qrbd_resource=r0 wfc_timeout=2 {parameters} \
+ op monitor interval=2s role=Promoted timeout=30s op monitor interval=3s role=Unpromoted timeout=30s \
+ op start timeout=120s interval=0 op stop timeout=60s interval=0 op promote timeout=60s interval=0 op demote timeout=60s interval=0
+clone disk-clone disk meta promotable=true promoted-max=1 promoted-node-max=1 clone-max=2 clone-node-max=1 notify=true interleave=true
+"""
+
+SERVICE = """
+primitive device ocf:qrbd:device params qrbd_resource=r0 op monitor interval=3s timeout=40s op start timeout=60s interval=0 op stop timeout=60s interval=0
+primitive files ocf:heartbeat:Filesystem params device=/run/qrbd-device/r0-0 directory=/mnt/r0 fstype=ext4 force_unmount=true \
+ op monitor interval=5s timeout=40s op start timeout=60s interval=0 op stop timeout=60s interval=0
+primitive address ocf:heartbeat:IPaddr2 params ip={address} cidr_netmask=24 nic=v0 op monitor interval=5s timeout=20s
+primitive records ocf:heartbeat:anything params binfile={here}/records.py cmdline_options="serve --listen {address}:{port} --file /mnt/r0/records" \
+ pidfile=/run/records.pid op monitor interval=5s timeout=20s op start timeout=30s interval=0 op stop timeout=30s interval=0
+group service device files address records
+colocation service-with-primary inf: service disk-clone:Promoted
+order promote-before-service Mandatory: disk-clone:promote service:start
+"""
+
+FENCE_AGENT = """#!/bin/sh
+# Asks the lab to end a node. Parameters come as lines name=value.
+while IFS='=' read -r key value; do
+    case $key in action | option) action=$value ;; port | plug | nodename) node=$value ;; esac
+done
+case $action in
+metadata)
+    cat <<XML
+<?xml version="1.0"?>
+<resource-agent name="fence_lab" shortdesc="ends a node of the lab">
+<longdesc>Ends a node of the lab.</longdesc><vendor-url>none</vendor-url>
+<parameters>
+<parameter name="action" unique="0" required="1"><getopt mixed="-o"/><content type="string" default="off"/><shortdesc lang="en">Action</shortdesc></parameter>
+<parameter name="plug" unique="0" required="1"><getopt mixed="-n"/><content type="string"/><shortdesc lang="en">Node</shortdesc></parameter>
+</parameters>
+<actions><action name="on" automatic="0"/><action name="off"/><action name="reboot"/><action name="status"/><action name="list"/>
+<action name="monitor"/><action name="metadata"/></actions>
+</resource-agent>
+XML
+    ;;
+off | reboot)
+    mkdir "@directory@/$node" 2>/dev/null
+    turns=200
+    until [ -e "@directory@/$node/done" ]; do
+        turns=$((turns - 1)); [ $turns -gt 0 ] || exit 1
+        sleep 0.1
+    done
+    ;;
+list) printf 'nodea\\nnodeb\\n' ;;
+esac
+"""
+
+COROSYNC = """totem {
+  version: 2
+  cluster_name: lab
+  transport: knet
+  token: 1000
+  crypto_cipher: none
+  crypto_hash: none
+}
+nodelist {
+  node {
+    ring0_addr: 10.77.0.1
+    name: nodea
+    nodeid: 1
+  }
+  node {
+    ring0_addr: 10.77.0.2
+    name: nodeb
+    nodeid: 2
+  }
+}
+quorum {
+  provider: corosync_votequorum
+  two_node: 1
+  wait_for_all: 1
+}
+logging {
+  to_stderr: yes
+  to_syslog: no
+  to_logfile: no
+  timestamp: hires
+}
+"""
+
+
+class PacemakerLab(Lab):
+    """See the module's text."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.fenced = []
+        self.fencing = None
+        self.stopping = threading.Event()
+        (self.directory / "fence").mkdir()
+
+    def boot(self, node):
+        """A node with corosync and Pacemaker; the CIB it gets if it has none makes the first election quick."""
+        etc = self.home(node) / "etc"
+        (etc / "corosync").mkdir(parents=True, exist_ok=True)
+        (etc / "corosync/corosync.conf").write_text(COROSYNC)
+        cib = self.home(node) / "cib.xml"
+        pairs = "".join(f'<nvpair id="o-{name}" name="{name}" value="{value}"/>' for name, value in CIB_OPTIONS.items())
+        empty = run(["cibadmin", "--empty"]).out.replace('admin_epoch="0"', 'admin_epoch="1"')
+        options = f'<crm_config><cluster_property_set id="cib-bootstrap-options">{pairs}</cluster_property_set></crm_config>'
+        cib.write_text(empty.replace("<crm_config/>", options))
+        self.start(node, HERE / "pacemaker-boot", cib)
+        self.install(node, "pacemaker")
+        fence = self.home(node) / "fence_lab"
+        fence.write_text(FENCE_AGENT.replace("@directory@", str(self.directory / "fence")))
+        self.on(node, "install", "-m", "0755", fence, "/usr/sbin/fence_lab")
+        self.on(node, "mkdir", "-p", "/mnt/r0")
+
+    def cluster(self, parameters="", service=False, stonith=None):
+        """Both nodes with a synchronised resource, formatted for the service, under Pacemaker. `stonith`: pcmk_delay_base."""
+        self.network()
+        self.configuration(net=TIMERS + "        after-sb-1pri discard-secondary;\n")
+        for node in NODES:
+            self.boot(node)
+        self.prepare(service)
+        for node in NODES:
+            until("both nodes are online", lambda node=node: self.online(node) == set(NODES), 120)
+        text = "rsc_defaults resource-stickiness=100\n" + RESOURCE.format(parameters=parameters)
+        if service:
+            text += SERVICE.format(address=SERVICE_ADDRESS, here=HERE, port=PORT)
+        if stonith:
+            text += (
+                "property stonith-enabled=true stonith-timeout=30s\n"
+                # Whom the duel of two halves ends first.
+                f'primitive power stonith:fence_lab params pcmk_host_list="nodea nodeb" pcmk_delay_base="{stonith}" op monitor interval=60s timeout=30s\n'
+            )
+            self.serve_fencing()
+        (self.directory / "cluster.crm").write_text(text)
+        self.crm("nodea", "configure", "load", "update", self.directory / "cluster.crm")
+        until("one node is promoted", lambda: self.promoted("nodea"), 90)
+        if service:
+            until("the service runs", lambda: self.serving(), 90)
+
+    def prepare(self, formatted):
+        """What an administrator does once: metadata, the first generation, a file system."""
+        for node in NODES:
+            self.admin(node, "create-md", "r0")
+            self.start_daemon(node)
+        self.admin("nodea", "wait-connect", "r0")
+        self.admin("nodea", "new-current-uuid", "--clear-bitmap", "r0")
+        if formatted:
+            self.admin("nodea", "primary", "r0")
+            device = self.on("nodea", "qrbd-device", "attach", "r0").out.strip()
+            self.on("nodea", "mkfs.ext4", "-q", device)
+            self.on("nodea", "qrbd-device", "detach", "r0")
+            self.admin("nodea", "secondary", "r0")
+
+    def crm(self, node, *words, check=True):
+        return self.on(node, "crm", *words, check=check)
+
+    # ---- looking
+
+    def mon(self, node):
+        return self.on(node, "crm_mon", "-1", "--inactive", check=False, limit=30).out
+
+    def online(self, node):
+        found = re.search(r"Online: \[ (.*) \]", self.mon(node))
+        return set(found.group(1).split()) if found else set()
+
+    def promoted(self, node):
+        """Who is promoted, as this node sees it."""
+        found = re.findall(r"\* Promoted: \[ (.*) \]", self.mon(node))
+        return found[0].split() if found else []
+
+    def unpromoted(self, node):
+        found = re.findall(r"\* Unpromoted: \[ (.*) \]", self.mon(node))
+        return found[0].split() if found else []
+
+    def score(self, node, of):
+        result = self.on(node, "crm_attribute", "--promotion=disk", "--node", of, "--lifetime", "reboot", "--query", "--quiet", check=False)
+        return int(result.out.strip()) if result.code == 0 and result.out.strip() not in ("", "(null)") else None
+
+    def role(self, node):
+        return self.admin(node, "role", "r0", check=False).out.strip()
+
+    def dstate(self, node):
+        return self.admin(node, "dstate", "r0", check=False).out.strip()
+
+    def has_address(self, node):
+        return SERVICE_ADDRESS + "/" in self.on(node, "ip", "-4", "-o", "address", "show", "dev", "v0").out
+
+    def has_mount(self, node):
+        return self.on(node, "findmnt", "/mnt/r0", check=False).code == 0
+
+    def serving(self):
+        """The node with the service, if it is one."""
+        found = [node for node in NODES if self.alive(node) and self.has_address(node) and self.has_mount(node)]
+        if len(found) > 1:
+            # Fatal, not a condition to wait for.
+            raise AssertionError(f"two nodes serve: {found}")
+        return found[0] if found else None
+
+    # ---- doing
+
+    def move(self, target):
+        self.on("nodeb" if self.alive("nodeb") else "nodea", "crm_resource", "--move", "--resource", "disk-clone", "--promoted", "--node", target)
+
+    def unmove(self, node):
+        self.on(node, "crm_resource", "--clear", "--resource", "disk-clone")
+
+    def serve_fencing(self):
+        """The power switch: a directory named like a node asks for its end."""
+
+        def serve():
+            while not self.stopping.is_set():
+                for request in (self.directory / "fence").iterdir():
+                    if not (request / "done").exists():
+                        self.kill(request.name)
+                        self.fenced.append(request.name)
+                        self.say(f"{request.name} is fenced")
+                        (request / "done").touch()
+                time.sleep(0.05)
+
+        self.fencing = threading.Thread(target=serve, daemon=True)
+        self.fencing.start()
+
+    def power_on(self, node):
+        """A node that was fenced may be fenced again."""
+        shutil.rmtree(self.directory / "fence" / node, ignore_errors=True)
+        self.say(f"{node} is started again")
+        self.boot(node)
+
+    def close(self):
+        self.stopping.set()
+        if self.fencing:
+            self.fencing.join(30)
+        super().close()
