@@ -1048,3 +1048,65 @@ fn an_outdated_source_is_up_to_date_when_its_target_is() {
     assert_eq!(world.disk(0), DiskState::UpToDate);
     assert_eq!(world.disk(1), DiskState::UpToDate);
 }
+
+#[test]
+fn a_primary_does_not_go_back_alone_to_a_disk_that_its_peer_knows_to_be_older() {
+    let mut world = Scenario::serving(Protocol::C);
+    world.write_now(0, block(5));
+    // The disk fails in a way that leaves no note of it, and nothing is completed through the peer.
+    world.world.nodes[0].volumes[0].faults.metadata_errors = (u64::MAX, 1000);
+    let write = world.write(0, extent(7));
+    world.until("the peer knows", |world| {
+        world.nodes[0].live_view().unwrap().volumes[0].disk != DiskState::UpToDate
+    });
+    world.mute(1);
+    world.run(20 * MILLISECOND);
+    world.partition();
+    let _ = world.answer(write);
+    world.wait_disconnected(0);
+    world.heal();
+    world.until("they are connected", |world| {
+        world.nodes[0].connected(1) && world.nodes[1].connected(0)
+    });
+    world.partition();
+    world.wait_disconnected(0);
+    world.world.nodes[0].volumes[0].faults.metadata_errors = (0, 0);
+    world
+        .world
+        .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+    world.run(SECOND);
+    assert_eq!(world.disk(0), DiskState::Diskless);
+    world.heal();
+    world.until("they are connected", |world| {
+        world.nodes[0].connected(1) && world.nodes[1].connected(0)
+    });
+    world.attach(0);
+    world.wait_in_sync();
+}
+
+#[test]
+fn a_promotion_that_is_not_carried_out_leaves_no_generation_behind() {
+    let mut settings = Settings::quiet(1, Protocol::A);
+    settings.volumes.push(settings.volumes[0].clone());
+    let mut world = Scenario::serving_with(settings);
+    world.mute(0);
+    let write = world.write_now(0, block(5));
+    world.kill(0);
+    world.wait_disconnected(1);
+    world.world.nodes[1].volumes[1].faults.metadata_errors = (u64::MAX, 1000);
+    assert!(world.promote(1).is_err(), "promoted with a broken disk");
+    world.world.nodes[1].volumes[1].faults.metadata_errors = (0, 0);
+    world
+        .world
+        .attach(1, 1, qrbd_simulator::administrator::Purpose::Scenario);
+    world.run(SECOND);
+    world.heal();
+    world.restart(0);
+    world.wait_in_sync();
+    for node in [0, 1] {
+        assert!(
+            world.holds(node, block(5), write.write, View::Cached),
+            "n{node} gave up what the last Primary wrote"
+        );
+    }
+}

@@ -22,6 +22,7 @@ impl<P: Payload> Engine<P> {
             promotion: false,
             force,
             step: Step::Draining,
+            generations: alloc::vec::Vec::new(),
         });
         for p in 0..self.peers.len() {
             self.close_epoch(p);

@@ -60,6 +60,7 @@ impl<P: Payload> Engine<P> {
             promotion: true,
             force,
             step: Step::Voting { deadline },
+            generations: alloc::vec::Vec::new(),
         });
         if !asked {
             self.record_promotion();
@@ -210,6 +211,7 @@ impl<P: Payload> Engine<P> {
         }
         let mut missing = 0;
         let mut renegotiate = false;
+        let mut generations = alloc::vec::Vec::new();
         for v in 0..self.volumes.len() {
             if !self.volumes[v].usable() {
                 continue;
@@ -220,7 +222,18 @@ impl<P: Payload> Engine<P> {
                 renegotiate = true;
             } else if absent {
                 // An absent peer that shares the generation may have gone on by itself: from here on the two are told apart.
+                let before = self.volumes[v]
+                    .backing
+                    .as_ref()
+                    .map(|backing| backing.identifiers());
                 self.new_generation_if_shared(v, "promotion-without-peer");
+                let after = self.volumes[v]
+                    .backing
+                    .as_ref()
+                    .map(|backing| backing.identifiers());
+                if let Some(before) = before.filter(|before| after.as_ref() != Some(before)) {
+                    generations.push((v, before));
+                }
             }
             let volume = &mut self.volumes[v];
             let Some(backing) = volume.backing.as_mut() else {
@@ -239,6 +252,7 @@ impl<P: Payload> Engine<P> {
         }
         if let Some(change) = &mut self.role_change {
             change.step = Step::Recording { missing };
+            change.generations = generations;
         }
         if missing == 0 {
             self.finish_role_change();

@@ -3,8 +3,11 @@
 //! Promotion: voting, recording. Demotion: draining, flushing, recording. The role itself changes at the very end, when everything that
 //! says so is durable.
 
+use alloc::vec::Vec;
+
 use crate::api::{CommandId, Effect, Payload};
 use crate::engine::{Engine, IoOwner};
+use crate::generation::Identifiers;
 use crate::state::{ConnectionState, Refusal, ReplicationState, Role};
 use crate::units::Time;
 
@@ -28,6 +31,8 @@ pub(crate) struct RoleChange {
     pub(super) promotion: bool,
     pub(super) force: bool,
     pub(super) step: Step,
+    /// Volumes for which the promotion made a new generation, with the identifiers before.
+    pub(super) generations: Vec<(usize, Identifiers)>,
 }
 
 impl RoleChange {
@@ -62,6 +67,17 @@ impl<P: Payload> Engine<P> {
         }
     }
 
+    /// Nothing was written under the generations of a promotion that was not carried out. If they stayed, these data would pass for
+    /// newer than those of the last Primary. A peer that has heard of them keeps them alive.
+    fn take_back_generations(&mut self, generations: Vec<(usize, Identifiers)>) {
+        if self.peers.iter().any(|peer| peer.hello_sent.is_some()) {
+            return;
+        }
+        for (v, before) in generations {
+            self.follow_identifiers(v, &before, "promotion-given-up");
+        }
+    }
+
     pub(super) fn finish_role_change(&mut self) {
         let Some(change) = self.role_change.take() else {
             return;
@@ -73,6 +89,7 @@ impl<P: Payload> Engine<P> {
             && let Err(refusal) = self.check_data(false)
         {
             // A disk failed while the promotion was written down.
+            self.take_back_generations(change.generations);
             for volume in &mut self.volumes {
                 if let Some(backing) = volume.backing.as_mut() {
                     backing.superblock.flags.primary_indicator = false;

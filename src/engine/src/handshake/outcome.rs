@@ -233,6 +233,14 @@ impl<P: Payload> Engine<P> {
         if stale(mine, theirs) && theirs.disk > DiskState::Outdated {
             self.peers[p].devices[v].disk = DiskState::Outdated;
         }
+        if self.role == Role::Primary
+            && mine.disk == DiskState::Diskless
+            && theirs.disk == DiskState::UpToDate
+            && !stale(mine, theirs)
+        {
+            // Its clients work on these data from now on; an older disk that is attached without the peer would begin a split brain.
+            self.volumes[v].exposed = theirs.current;
+        }
         if stale(theirs, mine) {
             // Before the disk takes the state that it claims: the Primary must not see it UpToDate for a moment and write to it.
             if let Some(claimed) = &mut self.volumes[v].attached_anew {
