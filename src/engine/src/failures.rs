@@ -314,6 +314,7 @@ impl<P: Payload> Engine<P> {
         if !self.volumes[v].disk.has_data() && self.volumes[v].disk != DiskState::Negotiating {
             return;
         }
+        let was = self.volumes[v].disk;
         self.set_disk(v, DiskState::Failed, rule);
         let number = self.volumes[v].number;
         self.effect(Effect::Handler {
@@ -321,18 +322,19 @@ impl<P: Payload> Engine<P> {
             peer: None,
             volume: Some(number),
         });
-        self.disk_gone(v, rule);
+        self.disk_gone(v, was, rule);
     }
 
-    /// The volume's disk takes no more operations: what waits for it goes on without, peers learn.
-    pub(crate) fn disk_gone(&mut self, v: usize, rule: &'static str) {
+    /// The volume's disk, which was in the state `was`, takes no more operations: what waits for it goes on without, peers learn.
+    pub(crate) fn disk_gone(&mut self, v: usize, was: DiskState, rule: &'static str) {
         let current = self.volumes[v]
             .backing
             .as_ref()
             .map(|backing| backing.superblock.current);
-        self.volumes[v].exposed = current
-            .filter(|_| self.role == Role::Primary)
-            .unwrap_or(Generation::NONE);
+        // A disk that was not good, or not taken yet, did not serve the clients: they saw what the peer has.
+        if was == DiskState::UpToDate && self.role == Role::Primary {
+            self.volumes[v].exposed = current.unwrap_or(Generation::NONE);
+        }
         self.received_writes_lost(v);
         for p in 0..self.peers.len() {
             self.peers[p].devices[v].resync_ending |= self.peers[p].devices[v].target.is_some();

@@ -1110,3 +1110,32 @@ fn a_promotion_that_is_not_carried_out_leaves_no_generation_behind() {
         );
     }
 }
+
+#[test]
+fn an_old_disk_that_was_refused_once_is_refused_again() {
+    let mut world = Scenario::serving(Protocol::C);
+    // The Primary's disk fails without a note of it, its clients go on through the peer, then the peer's disk fails as well.
+    world.world.nodes[0].volumes[0].faults.metadata_errors = (u64::MAX, 1000);
+    let write = world.write(0, extent(7));
+    world.completed(write);
+    let read = world.read(0, extent(7));
+    world.completed(read);
+    world.break_disk(1);
+    let write = world.write(0, block(6));
+    let _ = world.answer(write);
+    world.until("the peer's disk is given up", |world| {
+        world.nodes[1].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+    });
+    world.world.nodes[0].volumes[0].faults.metadata_errors = (0, 0);
+    for _ in 0..3 {
+        world
+            .world
+            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.run(SECOND);
+        assert_eq!(world.disk(0), DiskState::Diskless);
+    }
+    world.repair_disk(1);
+    world.attach(1);
+    world.attach(0);
+    world.wait_in_sync();
+}

@@ -139,8 +139,9 @@ impl<P: Payload> Engine<P> {
         if self.role == Role::Primary {
             // The clients go on through the peer, as after a disk error.
             self.volumes[v].detaching = Some(id);
+            let was = self.volumes[v].disk;
             self.set_disk(v, DiskState::Detaching, "detach");
-            self.disk_gone(v, "detach");
+            self.disk_gone(v, was, "detach");
             return Ok(false);
         }
         let needed = self.peers.iter().any(|peer| {
@@ -180,8 +181,9 @@ impl<P: Payload> Engine<P> {
             return volume.after(superblock, 0, None, After::Detach);
         }
         if self.volumes[v].disk.has_data() {
+            let was = self.volumes[v].disk;
             self.set_disk(v, DiskState::Detaching, "detach");
-            self.disk_gone(v, "detach");
+            self.disk_gone(v, was, "detach");
         }
     }
 
