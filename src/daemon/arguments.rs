@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use clap::builder::{BoolishValueParser, TypedValueParser};
 
 /// The daemon of QRBD, the QUIC Replicated Block Device: one for each node, serves every resource of that node.
 ///
-/// It brings up nothing by itself: `qrbdadm up` does, or --up.
+/// It brings up what was up when it ended without a reboot in between, and what --up names; everything else `qrbdadm up` does.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(name = "qrbdd", version, max_term_width = 100)]
 pub struct Arguments {
@@ -24,7 +25,7 @@ pub struct Arguments {
         default_value = "/run/qrbd"
     )]
     pub run_dir: PathBuf,
-    /// Directory for what the daemon remembers outside of its disks: nothing, in this version.
+    /// Directory for what the daemon remembers outside of its disks beyond a reboot: nothing, in this version.
     #[arg(
         long,
         value_name = "DIR",
@@ -43,7 +44,30 @@ pub struct Arguments {
     /// Bring these resources up at the start: a name, or all. May be repeated.
     #[arg(long, value_name = "RES")]
     pub up: Vec<String>,
+    /// Whether to take over what an earlier daemon of this run directory had up, and the kernel devices that it left: yes or no.
+    #[arg(
+        long,
+        value_name = "YES|NO",
+        env = "QRBD_ADOPT",
+        default_value = "yes",
+        value_parser = yes_or_no()
+    )]
+    pub adopt: bool,
+    /// How long requests to a kernel device wait while no daemon serves it, in seconds; then they fail.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "QRBD_DEAD_CONNECTION_TIMEOUT",
+        default_value_t = 86_400,
+        value_parser = clap::value_parser!(u32).range(1..=31_536_000)
+    )]
+    pub dead_connection_timeout: u32,
     /// Stay in the foreground: the daemon always does, the option is there for init scripts.
     #[arg(long)]
     pub foreground: bool,
+}
+
+/// `yes` and `no`, with what else people write for them.
+fn yes_or_no() -> impl TypedValueParser<Value = bool> {
+    BoolishValueParser::new()
 }

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use crate::clock::Clock;
 use crate::handlers::Handlers;
+use crate::kernel::KernelDevices;
 use crate::plan::ResourcePlan;
 use crate::resource::{KeySource, Shared};
 use crate::tcp_front::TcpFronts;
@@ -34,6 +35,7 @@ pub(crate) struct Places {
 pub(crate) struct Daemon {
     pub(crate) places: Places,
     pub(crate) volumes: Volumes,
+    pub(crate) kernel: Rc<KernelDevices>,
     key: KeySource,
     clock: Clock,
     reactor: UringReactor,
@@ -48,12 +50,18 @@ impl Daemon {
     ///
     /// # Errors
     /// If the kernel offers no usable io_uring.
-    pub(crate) fn new(places: Places, key_file: PathBuf) -> anyhow::Result<Rc<Daemon>> {
+    pub(crate) fn new(
+        places: Places,
+        key_file: PathBuf,
+        volumes: Volumes,
+        kernel: Rc<KernelDevices>,
+    ) -> anyhow::Result<Rc<Daemon>> {
         let reactor = UringReactor::new(UringOptions::default(), Pool::default())
             .context("the disk backend cannot be set up")?;
         Ok(Rc::new(Daemon {
             places,
-            volumes: Volumes::default(),
+            volumes,
+            kernel,
             key: KeySource::new(key_file),
             clock: Clock::start(),
             reactor,
@@ -142,13 +150,14 @@ impl Daemon {
         Rc::clone(locks.entry(name.to_owned()).or_default())
     }
 
-    /// Stops every resource, at most for `patience`: demoted where nobody has it open, disconnected, disks closed.
-    pub(crate) async fn shut_down(self: &Rc<Self>, patience: Duration) {
+    /// Stops every resource, at most for `patience`: demoted where nobody has it open, disconnected, disks closed. With `goes_on`, another
+    /// daemon follows at once: what has a kernel device stays Primary.
+    pub(crate) async fn shut_down(self: &Rc<Self>, patience: Duration, goes_on: bool) {
         let all = self.volumes.all();
         let stops = all.into_iter().map(|shared| {
             let daemon = Rc::clone(self);
             tokio::task::spawn_local(async move {
-                crate::commands::lifecycle::end(&daemon, &shared).await
+                crate::commands::lifecycle::end(&daemon, &shared, goes_on).await
             })
         });
         let stops: Vec<_> = stops.collect();

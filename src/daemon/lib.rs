@@ -12,10 +12,12 @@ mod daemon;
 mod frames;
 pub mod front;
 mod handlers;
+mod kernel;
 pub mod payload;
 mod plan;
 mod resource;
 mod service;
+mod service_manager;
 mod tcp_front;
 pub mod volumes;
 

@@ -7,6 +7,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    let inherited = qrbd_kernel_device::inherit::take();
     let arguments = qrbdd::Arguments::parse();
     // What the transport says of sessions, each resource says in its own words.
     let filter = EnvFilter::try_from_env("QRBD_LOG")
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         report(panic);
         std::process::abort();
     }));
-    match qrbdd::run(arguments) {
+    match qrbdd::run(arguments, inherited) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("qrbdd: {error:#}");

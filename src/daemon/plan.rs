@@ -43,6 +43,8 @@ pub(crate) struct ResourcePlan {
 pub(crate) struct VolumePlan {
     pub(crate) number: VolumeNumber,
     pub(crate) minor: Option<u32>,
+    /// A name of the kernel device below `/dev` that does not tell the minor.
+    pub(crate) device_name: Option<String>,
     /// `None`: diskless on purpose.
     pub(crate) disk: Option<PathBuf>,
     pub(crate) meta_disk: MetaDisk,
@@ -72,6 +74,10 @@ impl ResourcePlan {
             .map(|volume| VolumePlan {
                 number: VolumeNumber(volume.number),
                 minor: volume.device.as_ref().map(|device| device.minor),
+                device_name: volume
+                    .device
+                    .as_ref()
+                    .and_then(|device| device.name.clone()),
                 disk: match &volume.disk {
                     DiskSource::Path(path) => Some(path.clone()),
                     DiskSource::None => None,

@@ -3,26 +3,32 @@
 //! Invariants: one daemon for each run directory (a lock that the kernel gives up with the process); the control socket answers from
 //! the moment at which readiness is reported; a stop ends within
 //! [`CLIENT_PATIENCE`] and [`STOP_PATIENCE`].
+//!
+//! SIGTERM and SIGINT stop it; SIGUSR2 makes it execute its program anew (an upgrade) under the same process id. In both cases kernel
+//! devices in use are handed over: to the service manager's store, or to the new program itself.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use qrbd_control::{Command, Request, Response, SOCKET_NAME, Target};
+use qrbd_kernel_device::inherit::{self, Inherited};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::arguments::Arguments;
 use crate::daemon::{Daemon, Places};
-use crate::{commands, control_socket, front};
+use crate::kernel::{Handed, KernelDevices, resume};
+use crate::volumes::Volumes;
+use crate::{commands, control_socket, front, service_manager};
 
 /// File that tells who uses the run directory.
 const LOCK_NAME: &str = "qrbdd.lock";
@@ -37,20 +43,34 @@ const STOP_PATIENCE: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// If it cannot start: another daemon runs, a directory cannot be used, the kernel lacks io_uring.
-pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+pub fn run(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result<()> {
+    for refused in qrbd_kernel_device::process::protect() {
+        debug!("under memory pressure a kernel device may stall: {refused}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("no runtime")?;
     let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, main(arguments));
+    let result = local.block_on(&runtime, main(arguments, inherited));
     // Helper threads that hang in a disk must not keep the process.
     drop(local);
     runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+    match result? {
+        Next::End => Ok(()),
+        Next::Again(handed) => Err(execute_again(&handed)),
+    }
 }
 
-async fn main(arguments: Arguments) -> anyhow::Result<()> {
+/// What follows the daemon's end.
+enum Next {
+    /// Nothing.
+    End,
+    /// The program is executed anew, with these sockets.
+    Again(Vec<Handed>),
+}
+
+async fn main(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result<Next> {
     let node = match arguments.node {
         Some(node) => node,
         None => nix::unistd::gethostname()
@@ -64,18 +84,34 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
     let _lock = lock(run_dir)?;
     let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("no signal handler")?;
+    let mut again = signal(SignalKind::user_defined2()).context("no signal handler")?;
     // `systemctl reload` and closed terminals: nothing is kept of the configuration, so there is nothing to reread.
     let mut hang_up = signal(SignalKind::hangup()).context("no signal handler")?;
 
     // The working directory may change for handlers; paths must not.
     let configuration =
         std::path::absolute(&arguments.config_file).context("the path of the configuration")?;
+    let nbd_socket = run_dir.join(NBD_SOCKET_NAME);
+    let volumes = Volumes::default();
+    let kernel = KernelDevices::new(
+        run_dir,
+        nbd_socket.clone(),
+        &node,
+        volumes.clone(),
+        Duration::from_secs(u64::from(arguments.dead_connection_timeout)),
+        inherited,
+    );
+    for name in kernel.inherited_names() {
+        service_manager::drop_stored(&name);
+    }
     let daemon = Daemon::new(
         Places {
             configuration,
             node: node.clone(),
         },
         arguments.key_file,
+        volumes,
+        kernel,
     )?;
     let socket = run_dir.join(SOCKET_NAME);
     let listener = control_socket::bind(&socket)?;
@@ -85,7 +121,6 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
         env!("CARGO_PKG_VERSION"),
         socket.display()
     );
-    let nbd_socket = run_dir.join(NBD_SOCKET_NAME);
     let clients = front::bind_unix(&nbd_socket)
         .with_context(|| format!("the socket {} cannot be made", nbd_socket.display()))?;
     let (end_clients, clients_end) = oneshot::channel::<()>();
@@ -94,7 +129,13 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
             // Its sender goes with the daemon at the latest.
             let _ = clients_end.await;
         }));
-    tell_service_manager("READY=1");
+    service_manager::tell("READY=1");
+    tokio::task::spawn_local(service_manager::feed_watchdog());
+    if arguments.adopt {
+        for name in daemon.kernel.remembered_resources() {
+            tokio::task::spawn_local(adopt(daemon.clone(), name));
+        }
+    }
     for name in arguments.up {
         let target = if name == "all" {
             Target::all()
@@ -102,29 +143,18 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
             Target::resource(&name)
         };
         let daemon = daemon.clone();
-        tokio::task::spawn_local(async move {
-            let (progress, _) = mpsc::channel(1);
-            let request = Request {
-                command: Command::Up,
-                target,
-            };
-            // Hints are in the log already.
-            if let Response::Refused(refusal) =
-                commands::carry_out(&daemon, request, &progress).await
-            {
-                error!("{}", refusal.message(&name));
-            }
-        });
+        tokio::task::spawn_local(async move { bring_up(&daemon, target, &name).await });
     }
-    loop {
+    let goes_on = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break false,
+            _ = interrupt.recv() => break false,
+            _ = again.recv() => break true,
             _ = hang_up.recv() => info!("hang-up: the configuration is read by each 'adjust'"),
         }
-    }
-    info!("stopping");
-    tell_service_manager("STOPPING=1");
+    };
+    info!("{}", if goes_on { "restarting" } else { "stopping" });
+    service_manager::tell(if goes_on { "RELOADING=1" } else { "STOPPING=1" });
     // No new commands: the socket goes first.
     let _ = std::fs::remove_file(&socket);
     let _ = std::fs::remove_file(&nbd_socket);
@@ -136,9 +166,71 @@ async fn main(arguments: Arguments) -> anyhow::Result<()> {
             CLIENT_PATIENCE.as_secs()
         );
     }
-    daemon.shut_down(STOP_PATIENCE).await;
+    daemon.shut_down(STOP_PATIENCE, goes_on).await;
+    let handed = daemon.kernel.take_handed();
+    if goes_on {
+        return Ok(Next::Again(handed));
+    }
+    for Handed { name, sockets } in handed {
+        service_manager::store(&name, &sockets);
+    }
     info!("stopped");
-    Ok(())
+    Ok(Next::End)
+}
+
+/// `up` without a client.
+async fn bring_up(daemon: &Rc<Daemon>, target: Target, name: &str) {
+    let (progress, _) = mpsc::channel(1);
+    let request = Request {
+        command: Command::Up,
+        target,
+    };
+    // Hints are in the log already.
+    if let Response::Refused(refusal) = commands::carry_out(daemon, request, &progress).await {
+        error!("{}", refusal.message(name));
+    }
+}
+
+/// Brings up what an earlier daemon had up; Primary again, if it left a kernel device in use.
+async fn adopt(daemon: Rc<Daemon>, name: String) {
+    bring_up(&daemon, Target::resource(&name), &name).await;
+    if let Some(shared) = daemon.volumes.get(&name) {
+        resume::resume(&daemon, &shared).await;
+    }
+}
+
+/// Replaces this program by itself as it is on the disk now. Returns only if that fails.
+fn execute_again(handed: &[Handed]) -> anyhow::Error {
+    let program = match std::env::current_exe() {
+        Ok(path) => replaced(&path),
+        Err(error) => return anyhow::Error::new(error).context("this program's path"),
+    };
+    let mut passed = Vec::new();
+    for Handed { name, sockets } in handed {
+        for socket in sockets {
+            if let Err(error) = inherit::set_inherited(socket, true) {
+                return anyhow::Error::new(error).context("a socket cannot be passed on");
+            }
+            passed.push((name.as_str(), socket.as_raw_fd()));
+        }
+    }
+    let mut command = std::process::Command::new(&program);
+    command.args(std::env::args_os().skip(1));
+    for variable in inherit::variables() {
+        command.env_remove(variable);
+    }
+    command.env(inherit::VARIABLE, inherit::passed(passed));
+    let error = command.exec();
+    anyhow::Error::new(error).context(format!("{} cannot be executed", program.display()))
+}
+
+/// Where a program is whose file was replaced while it ran.
+fn replaced(path: &Path) -> PathBuf {
+    let text = path.to_string_lossy();
+    match text.strip_suffix(" (deleted)") {
+        Some(text) => PathBuf::from(text),
+        None => path.to_owned(),
+    }
 }
 
 /// Takes the run directory for this process.
@@ -177,21 +269,14 @@ fn lock(run_dir: &Path) -> anyhow::Result<Flock<File>> {
     Ok(locked)
 }
 
-/// `sd_notify`: nothing happens without a service manager.
-fn tell_service_manager(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let address = match path.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        _ => SocketAddr::from_pathname(&path),
-    };
-    let sent = address
-        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
-    if let Err(error) = sent {
-        warn!(
-            "the service manager at {} was not told {state}: {error}",
-            path.display()
-        );
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_on_the_disk_is_found_where_it_was() {
+        let path = Path::new("/usr/sbin/qrbdd");
+        assert_eq!(replaced(path), path);
+        assert_eq!(replaced(Path::new("/usr/sbin/qrbdd (deleted)")), path);
     }
 }

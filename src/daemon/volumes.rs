@@ -115,6 +115,18 @@ impl Volumes {
     /// # Errors
     /// [`OpenRefusal`] if there is no such volume or this node may not serve it.
     pub fn open(&self, name: &str) -> Result<OpenVolume, OpenRefusal> {
+        self.open_as(name, true)
+    }
+
+    /// Opens a volume for the kernel, which is no opener itself: whoever opens the kernel's device is.
+    ///
+    /// # Errors
+    /// As [`Volumes::open`].
+    pub(crate) fn open_for_kernel(&self, name: &str) -> Result<OpenVolume, OpenRefusal> {
+        self.open_as(name, false)
+    }
+
+    fn open_as(&self, name: &str, counts: bool) -> Result<OpenVolume, OpenRefusal> {
         let exports = self.exports();
         let known = || {
             let names: Vec<&str> = exports.iter().map(|export| export.name.as_str()).collect();
@@ -165,7 +177,9 @@ impl Volumes {
             .get(&export.resource)
             .expect("an export belongs to a resource that is up");
         let number = VolumeNumber(export.volume);
-        shared.change_openers(number, 1);
+        if counts {
+            shared.change_openers(number, 1);
+        }
         let completions = Rc::new(CompletionQueue::default());
         shared.opened(&completions);
         Ok(OpenVolume {
@@ -173,6 +187,7 @@ impl Volumes {
             description: export.clone(),
             number,
             shared,
+            counts,
         })
     }
 }
@@ -246,7 +261,7 @@ impl CompletionQueue {
     }
 }
 
-/// A volume that a client has open; counts as an opener until it is dropped.
+/// A volume that a client has open; counts as an opener until it is dropped, unless it was opened for the kernel.
 ///
 /// Drop it when the client is gone; requests still in flight are carried out, and their completions go nowhere.
 pub struct OpenVolume {
@@ -254,6 +269,7 @@ pub struct OpenVolume {
     number: VolumeNumber,
     description: ExportDescription,
     completions: Rc<CompletionQueue>,
+    counts: bool,
 }
 
 impl OpenVolume {
@@ -307,6 +323,8 @@ impl fmt::Debug for OpenVolume {
 
 impl Drop for OpenVolume {
     fn drop(&mut self) {
-        self.shared.change_openers(self.number, -1);
+        if self.counts {
+            self.shared.change_openers(self.number, -1);
+        }
     }
 }

@@ -11,9 +11,10 @@ use qrbd_engine::state::{ConnectionState, DiskState, Role};
 use qrbd_engine::units::{NodeId, VolumeNumber};
 use tracing::{info, warn};
 
-use super::{ProgressSender, answer, explained, resources, volumes};
+use super::{ProgressSender, answer, demote, explained, resources, volumes};
 use crate::attach::AttachRequest;
 use crate::daemon::Daemon;
+use crate::kernel::Unchanged;
 use crate::plan::ResourcePlan;
 use crate::resource::Shared;
 
@@ -33,6 +34,7 @@ pub(super) async fn up(
     };
     let mut first = None;
     let mut hints = daemon.news_of(&loaded);
+    let mut plans = Vec::new();
     for name in names {
         let plan = match daemon.plan(&loaded, &name) {
             Ok(plan) => plan,
@@ -41,6 +43,7 @@ pub(super) async fn up(
                 continue;
             }
         };
+        plans.push(plan.clone());
         match up_one(daemon, plan, progress).await {
             Ok(more) => hints.extend(more),
             Err(refusal) => {
@@ -48,6 +51,7 @@ pub(super) async fn up(
             }
         }
     }
+    hints.extend(daemon.kernel.warnings(&plans).await);
     match first {
         Some(refusal) => Response::Refused(refusal),
         None => Response::Ok {
@@ -80,6 +84,7 @@ pub(crate) async fn up_one(
                 .map_err(|error| Refusal::other(format!("{error:#}"), 10))?
         }
     };
+    daemon.kernel.remember_up(&plan.name, true);
     let mut first = None;
     let mut hints = Vec::new();
     if let Err(text) = daemon.tcp_fronts.place(&shared, plan.nbd_listen) {
@@ -128,6 +133,9 @@ pub(crate) async fn up_one(
                 ));
             }
         }
+    }
+    if shared.status().role == Role::Primary && daemon.kernel.lacks_device(&plan) {
+        hints.extend(daemon.kernel.attach(&shared, &Unchanged::new()).await);
     }
     match first {
         Some(refusal) => Err(refusal),
@@ -301,8 +309,11 @@ pub(super) async fn down(daemon: &Rc<Daemon>, target: &Target) -> Response {
         let Some(shared) = daemon.volumes.get(&shared.name) else {
             continue;
         };
-        if let Err(refusal) = down_one(daemon, &shared).await {
-            first.get_or_insert(refusal);
+        match down_one(daemon, &shared).await {
+            Ok(()) => daemon.kernel.remember_up(&shared.name, false),
+            Err(refusal) => {
+                first.get_or_insert(refusal);
+            }
         }
     }
     answer(first)
@@ -310,10 +321,7 @@ pub(super) async fn down(daemon: &Rc<Daemon>, target: &Target) -> Response {
 
 async fn down_one(daemon: &Daemon, shared: &Rc<Shared>) -> Result<(), Refusal> {
     let refused = |refusal| explained(shared, refusal);
-    shared
-        .command(Order::Demote { force: false })
-        .await
-        .map_err(refused)?;
+    demote(daemon, shared, false).await?;
     let plan = shared.plan();
     for peer in &plan.peers {
         disconnect(shared, peer.node_id).await?;
@@ -332,8 +340,14 @@ async fn down_one(daemon: &Daemon, shared: &Rc<Shared>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The daemon ends: as `down`, but what is refused stays as it is, for the next start to recover.
-pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>) {
+/// The daemon ends: as `down`, but what is refused stays as it is, for the next start to recover. With `goes_on`, what has a kernel device
+/// is not even tried.
+pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>, goes_on: bool) {
+    if goes_on && daemon.kernel.serves(&shared.name) {
+        daemon.kernel.keep(&shared.name).await;
+        daemon.forget(shared).await;
+        return;
+    }
     if let Err(refusal) = down_one(daemon, shared).await {
         let held = matches!(refusal.kind, RefusalKind::StateChange(-12));
         let why = if held {
@@ -342,6 +356,7 @@ pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>) {
             &refusal.text
         };
         warn!("{}: left as it is: {why}", shared.name);
+        daemon.kernel.keep(&shared.name).await;
         daemon.forget(shared).await;
     }
 }

@@ -19,6 +19,7 @@ use qrbd_engine::units::{NodeId, VolumeNumber};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::daemon::Daemon;
+use crate::kernel::Unchanged;
 use crate::resource::Shared;
 
 /// Progress on its way to the client; a client that does not read misses steps.
@@ -76,6 +77,8 @@ pub(crate) async fn carry_out(
         Command::Up | Command::Adjust => lifecycle::up(daemon, &target, progress).await,
         Command::Down => lifecycle::down(daemon, &target).await,
         Command::Attach => lifecycle::attach(daemon, &target).await,
+        Command::Primary { force } => primary(daemon, &target, force).await,
+        Command::Secondary { force } => secondary(daemon, &target, force).await,
         command => for_engines(daemon, &target, &command).await,
     }
 }
@@ -118,6 +121,104 @@ fn peers(shared: &Shared, target: &Target) -> Result<Vec<NodeId>, Refusal> {
     }
 }
 
+/// `primary`: answers when the kernel devices are there, or when it is known that they cannot be.
+async fn primary(daemon: &Rc<Daemon>, target: &Target, force: bool) -> Response {
+    let meant = match resources(daemon, target) {
+        Ok(meant) => meant,
+        Err(refusal) => return Response::Refused(refusal),
+    };
+    let mut first = None;
+    let mut hints = Vec::new();
+    for shared in meant {
+        let lock = daemon.lock(&shared.name);
+        let _guard = lock.lock().await;
+        match promote(daemon, &shared, force).await {
+            Ok(told) => hints.extend(told),
+            Err(refusal) => {
+                first.get_or_insert(refusal);
+            }
+        }
+    }
+    match first {
+        Some(refusal) => Response::Refused(refusal),
+        None => Response::Ok {
+            text: hints.join("\n"),
+        },
+    }
+}
+
+/// Makes a resource Primary and attaches its kernel devices. The caller has its lock. Gives hints for the administrator.
+///
+/// # Errors
+/// The engine's refusal, or that of a device that cannot be had.
+pub(crate) async fn promote(
+    daemon: &Rc<Daemon>,
+    shared: &Rc<Shared>,
+    force: bool,
+) -> Result<Vec<String>, Refusal> {
+    let mut unchanged = daemon.kernel.before_promotion(shared).await?;
+    if let Err(found) = shared
+        .command(qrbd_engine::Command::Promote { force })
+        .await
+    {
+        let refusal = explained(shared, found);
+        if refusal.exit_code != 0 {
+            return Err(refusal);
+        }
+    }
+    // While it was voted, another node may still have written.
+    unchanged.retain(|&volume| shared.disk_is_untouched(volume));
+    Ok(daemon.kernel.attach(shared, &unchanged).await)
+}
+
+/// `secondary`: the kernel devices go first.
+async fn secondary(daemon: &Rc<Daemon>, target: &Target, force: bool) -> Response {
+    let meant = match resources(daemon, target) {
+        Ok(meant) => meant,
+        Err(refusal) => return Response::Refused(refusal),
+    };
+    let mut first = None;
+    for shared in meant {
+        let lock = daemon.lock(&shared.name);
+        let _guard = lock.lock().await;
+        if let Err(refusal) = demote(daemon, &shared, force).await {
+            first.get_or_insert(refusal);
+        }
+    }
+    answer(first)
+}
+
+/// Gives up the kernel devices of a resource and makes it Secondary. The caller has its lock.
+///
+/// # Errors
+/// Somebody has a volume open, or the engine refuses; the devices are there then.
+pub(crate) async fn demote(
+    daemon: &Daemon,
+    shared: &Rc<Shared>,
+    force: bool,
+) -> Result<(), Refusal> {
+    let opened = || {
+        shared
+            .status()
+            .volumes
+            .iter()
+            .any(|volume| volume.openers > 0)
+    };
+    // What the engine will refuse must not cost the devices.
+    let released = (force || !opened()) && daemon.kernel.release(shared, force).await?;
+    let Err(found) = shared.command(qrbd_engine::Command::Demote { force }).await else {
+        return Ok(());
+    };
+    let refusal = explained(shared, found);
+    if refusal.exit_code == 0 {
+        return Ok(());
+    }
+    if released && shared.status().role == state::Role::Primary {
+        daemon.kernel.attach(shared, &Unchanged::new()).await;
+    }
+    Err(refusal)
+}
+
 fn status(daemon: &Daemon, target: &Target) -> Response {
     let shared = match resources(daemon, target) {
         Ok(shared) => shared,
@@ -141,6 +242,7 @@ fn status(daemon: &Daemon, target: &Target) -> Response {
             }
         }
     }
+    daemon.kernel.complete(&mut report);
     report.sort();
     Response::Status(report)
 }
@@ -260,8 +362,6 @@ fn orders(
             discard_my_data,
         }),
         Command::Disconnect { force } => each_peer(&|peer| Order::Disconnect { peer, force }),
-        Command::Primary { force } => Ok(vec![Order::Promote { force }]),
-        Command::Secondary { force } => Ok(vec![Order::Demote { force }]),
         Command::Invalidate => each_volume(&|volume| Order::Invalidate { volume }),
         Command::InvalidateRemote => {
             each_pair(&|volume, peer| Order::InvalidateRemote { volume, peer })

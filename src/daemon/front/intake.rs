@@ -88,6 +88,15 @@ impl Intake {
         }
     }
 
+    /// Bytes that are missing to the end of the current piece: what may be read without touching the next request.
+    pub fn missing(&self) -> usize {
+        match &self.stage {
+            Stage::Header => REQUEST_LENGTH - self.header_filled,
+            Stage::Payload { buffer, filled, .. } => buffer.len() - filled,
+            Stage::Drain { remaining, .. } => *remaining,
+        }
+    }
+
     /// Where the rest of a large payload belongs.
     pub fn direct(&mut self) -> Option<&mut [u8]> {
         match &mut self.stage {

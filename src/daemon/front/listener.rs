@@ -25,7 +25,7 @@ use super::transmission::{End, Transmission};
 use super::{Common, Limits};
 
 /// Kernel memory for replies of one Unix connection: a large read should not need a dozen wake-ups of both sides.
-const UNIX_SEND_BUFFER_BYTES: usize = 1 << 20;
+pub(super) const UNIX_SEND_BUFFER_BYTES: usize = 1 << 20;
 
 /// Pause after an `accept` that failed for want of descriptors or memory, which would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -233,7 +233,9 @@ async fn connection<S, E>(
     match end {
         End::ClientLeft => info!("NBD client {peer} closed {name}"),
         End::Garbage(error) => debug!("NBD client {peer} of {name}: {error}"),
-        End::Stopped | End::Broken(_) => info!("NBD client {peer} of {name} ended: {end}"),
+        End::Stopped | End::HandedOver | End::Broken(_) => {
+            info!("NBD client {peer} of {name} ended: {end}")
+        }
     }
 }
 

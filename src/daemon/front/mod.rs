@@ -2,7 +2,8 @@
 //!
 //! `backend` owns the seam to the volumes, `listener` sockets and the life of connections, `negotiation` the handshake,
 //! `transmission` the loop of one session, made of `intake` (bytes in), `in_flight` (requests at the engine), `outbox`
-//! (bytes out), `stream` (the client's socket) and `budget` (memory of all sessions). `replies` maps errors.
+//! (bytes out), `stream` (the client's socket) and `budget` (memory of all sessions). `replies` maps errors. `direct` serves the
+//! kernel, which needs no handshake.
 //!
 //! Invariants:
 //! - One task per connection; nothing is spawned per request. A request costs no system call of its own: what is there is
@@ -13,10 +14,12 @@
 //! - Every request that was read gets exactly one reply as long as the client takes replies.
 //! - A volume stays open as long as a request of the session is in flight, and no longer than the session.
 //!
-//! Deliberately absent: TLS, resizing under a connected client (NBD has no message for it), and any decision about data.
+//! Deliberately absent: TLS, resizing under a connected client other than the kernel (NBD has no message for it), and any decision about
+//! data.
 
 mod backend;
 mod budget;
+mod direct;
 mod in_flight;
 mod intake;
 mod listener;
@@ -30,12 +33,14 @@ mod transmission;
 mod tests;
 
 pub use backend::{Export, Exports};
+pub(crate) use direct::{DirectFront, DirectSession, socket_pair};
 pub use listener::{bind_unix, serve_tcp, serve_unix};
 
 use std::cell::RefCell;
 use std::time::Duration;
 
 use budget::Budget;
+pub(crate) use transmission::End;
 
 /// Bounds of the server.
 #[derive(Clone, Copy, Debug)]

@@ -110,7 +110,9 @@ fn description_text(export: &ExportDescription) -> String {
 }
 
 /// What the client is told. Sessions share nothing but the volume, whose FLUSH covers all of them: `CAN_MULTI_CONN`.
-fn export_info(export: &ExportDescription) -> Result<ExportInfo, qrbd_nbd::ExportInfoError> {
+pub(super) fn export_info(
+    export: &ExportDescription,
+) -> Result<ExportInfo, qrbd_nbd::ExportInfoError> {
     let flags = TransmissionFlags::SEND_FLUSH
         | TransmissionFlags::SEND_FUA
         | TransmissionFlags::SEND_TRIM

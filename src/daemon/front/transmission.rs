@@ -6,8 +6,11 @@
 //! - the client disconnects, or closes: nothing more is read, what is in flight is carried out and answered;
 //! - the volume is taken away, or the server stops: what is in flight is answered as it ends, requests that were sent
 //!   meanwhile get `ESHUTDOWN`, then the connection is closed; all this for `Limits::farewell` at most;
+//! - the connection is handed over: requests that have begun are read to their end and answered, and no byte of the next one is taken, so
+//!   that another process may go on with the same socket;
 //! - the connection breaks: replies go nowhere, what is in flight is awaited, since the volume is in use until then.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -42,6 +45,9 @@ pub enum End {
     /// The volume was taken away, or the server stops.
     #[error("the volume is not served any more")]
     Stopped,
+    /// The socket stands between two requests and may be used by somebody else.
+    #[error("the connection is handed over")]
+    HandedOver,
     /// The connection failed.
     #[error("{0}")]
     Broken(#[from] io::Error),
@@ -73,6 +79,11 @@ pub struct Transmission<S, X> {
     mute: bool,
     stop: Option<Pin<Box<dyn Future<Output = ()>>>>,
     farewell: Option<Pin<Box<Sleep>>>,
+    hand_over: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// The session is to be handed over: nothing of a further request is read.
+    leaving: bool,
+    /// The size of the volume as it is now, for a client that can be told of a change.
+    size: Option<Rc<Cell<u64>>>,
 }
 
 impl<S, X> Transmission<S, X>
@@ -105,7 +116,37 @@ where
             mute: false,
             stop: Some(Box::pin(stop)),
             farewell: None,
+            hand_over: None,
+            leaving: false,
+            size: None,
         }
+    }
+
+    /// The same with a signal after which the session ends as [`End::HandedOver`] once it stands between two requests.
+    pub fn until_handed_over(mut self, signal: impl Future<Output = ()> + 'static) -> Self {
+        self.hand_over = Some(Box::pin(signal));
+        self
+    }
+
+    /// The same for a client that is told of changes of the size by other means: requests are checked against the size that is set.
+    pub fn with_size(mut self, size: Rc<Cell<u64>>) -> Self {
+        self.size = Some(size);
+        self
+    }
+
+    /// Takes over a changed size.
+    fn follow_size(&mut self) {
+        if let Some(size) = &self.size
+            && size.get() != self.session.export().size()
+        {
+            // A size that the protocol cannot express changes nothing: requests stay within the old one.
+            let _ = self.session.set_size(size.get());
+        }
+    }
+
+    /// No request is half here and none waits.
+    fn is_between_requests(&self) -> bool {
+        self.intake.is_between_requests() && !self.intake.has_kept() && self.held.is_none()
     }
 
     /// Completed requests become replies.
@@ -232,6 +273,9 @@ where
             self.feed(context, &kept);
             return true;
         }
+        if self.leaving && self.intake.is_between_requests() {
+            return false;
+        }
         match self.poll_read_stream(context) {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
@@ -261,7 +305,10 @@ where
         }
         let common = Rc::clone(&self.common);
         let mut scratch = common.scratch.borrow_mut();
-        let length = self.intake.read_ahead(scratch.len());
+        let length = match self.leaving {
+            true => self.intake.missing().min(scratch.len()),
+            false => self.intake.read_ahead(scratch.len()),
+        };
         let mut buffer = ReadBuf::new(&mut scratch[..length]);
         ready!(stream.poll_read(context, &mut buffer))?;
         let input = buffer.filled();
@@ -459,6 +506,13 @@ where
             self.stop_serving();
             any = true;
         }
+        if let Some(hand_over) = &mut self.hand_over
+            && hand_over.as_mut().poll(context).is_ready()
+        {
+            self.hand_over = None;
+            self.leaving = true;
+            any = true;
+        }
         if let Some(farewell) = &mut self.farewell
             && !self.mute
             && farewell.as_mut().poll(context).is_ready()
@@ -498,6 +552,7 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<End> {
         let this = self.get_mut();
         this.read_now = 0;
+        this.follow_size();
         loop {
             // The requests so far should reach the disks while the rest is read.
             if this.read_now >= SCRATCH_BYTES && !this.in_flight.is_empty() {
@@ -513,6 +568,10 @@ where
             if !this.poll_signals(context) {
                 break;
             }
+        }
+        let idle = this.in_flight.is_empty() && this.outbox.is_empty();
+        if this.leaving && this.end.is_none() && idle && this.is_between_requests() {
+            return Poll::Ready(End::HandedOver);
         }
         if this.is_over() {
             return Poll::Ready(this.end.take().expect("a session is over for a reason"));

@@ -98,6 +98,12 @@ impl Core {
         self.engine.status()
     }
 
+    /// Bytes written to the data of a volume's disk since it was attached.
+    pub(super) fn written_bytes(&self, volume: VolumeNumber) -> Option<u64> {
+        let counters = self.disks.counters(volume)?;
+        Some(counters.written_bytes)
+    }
+
     /// Another plan of the same shape counts.
     pub(super) fn replace_plan(&mut self, plan: ResourcePlan) {
         for volume in &plan.volumes {

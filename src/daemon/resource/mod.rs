@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     core: RefCell<Core>,
     notices: broadcast::Sender<Notice>,
     stopped: Cell<bool>,
+    /// The disks that were attached since the daemon was started: how often, and the identity of the last one.
+    attached: RefCell<BTreeMap<VolumeNumber, (u32, u64)>>,
 }
 
 impl Shared {
@@ -113,6 +115,7 @@ impl Shared {
             queues: RefCell::default(),
             notices,
             stopped: Cell::new(false),
+            attached: RefCell::default(),
         })
     }
 
@@ -195,12 +198,19 @@ impl Shared {
         attached: Attached,
     ) -> Result<(), Refusal> {
         let image = Box::new(attached.image);
+        let device_uuid = image.superblock.device_uuid;
         self.core
             .borrow_mut()
             .use_disk(volume, attached.data, attached.meta, &image)?;
         let result = self.command(Command::Attach { volume, image }).await;
-        if result.is_err() {
-            self.core.borrow_mut().drop_disk(volume);
+        match result {
+            Ok(()) => {
+                let mut attached = self.attached.borrow_mut();
+                let (count, uuid) = attached.entry(volume).or_default();
+                *count += 1;
+                *uuid = device_uuid;
+            }
+            Err(_) => self.core.borrow_mut().drop_disk(volume),
         }
         result
     }
@@ -208,6 +218,27 @@ impl Shared {
     /// The engine's state.
     pub(crate) fn status(&self) -> Status {
         self.core.borrow().engine_status()
+    }
+
+    /// Identity of the disk that the volume had last; `None` if it had none since the daemon was started.
+    pub(crate) fn device_uuid(&self, volume: VolumeNumber) -> Option<u64> {
+        self.attached.borrow().get(&volume).map(|(_, uuid)| *uuid)
+    }
+
+    /// The generation of the data on the volume's disk; 0 without a disk.
+    pub(crate) fn current_generation(&self, volume: VolumeNumber) -> u64 {
+        self.status()
+            .volumes
+            .iter()
+            .find(|status| status.number == volume)
+            .and_then(|status| status.identifiers.as_ref())
+            .map_or(0, |identifiers| identifiers.current().0)
+    }
+
+    /// True if nothing was written to the data of the volume's disk since the daemon was started, by whomever.
+    pub(crate) fn disk_is_untouched(&self, volume: VolumeNumber) -> bool {
+        let times = self.attached.borrow().get(&volume).map(|(times, _)| *times);
+        times == Some(1) && self.core.borrow().written_bytes(volume) == Some(0)
     }
 
     /// DRBD's status.

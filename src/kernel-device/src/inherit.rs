@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
@@ -26,13 +27,13 @@ pub struct Inherited {
     pub descriptor: OwnedFd,
 }
 
-/// The sockets that were passed to this process.
-///
-/// # Safety
-/// Must be called once, before the process has opened anything: the numbers in the environment are taken for descriptors that nobody
-/// else in the process owns.
+/// The sockets that were passed to this process. Meant to be called before anything is opened; a second call finds nothing.
 #[must_use]
-pub unsafe fn take() -> Vec<Inherited> {
+pub fn take() -> Vec<Inherited> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
     let variable = |name: &str| std::env::var(name).ok();
     let mut found = from_manager(
         variable("LISTEN_PID").as_deref(),
@@ -46,7 +47,7 @@ pub unsafe fn take() -> Vec<Inherited> {
     found
         .into_iter()
         .filter_map(|(name, descriptor)| {
-            // SAFETY: the caller vouches that nothing else owns descriptors of the environment; each is taken once.
+            // SAFETY: whoever started this process passed the descriptor for this very use, and it is taken once.
             let descriptor = unsafe { adopt(descriptor) }?;
             Some(Inherited { name, descriptor })
         })

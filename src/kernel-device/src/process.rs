@@ -28,6 +28,25 @@ pub fn protect() -> Vec<String> {
     refused
 }
 
+/// True if this process may configure devices (`CAP_SYS_ADMIN`).
+#[must_use]
+pub fn may_configure_devices() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // Where it cannot be told, the driver's answer tells.
+    capabilities(&status).is_none_or(|effective| effective & (1 << CAP_SYS_ADMIN) != 0)
+}
+
+/// From `linux/capability.h`.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// The effective capabilities in the text of `/proc/PID/status`.
+fn capabilities(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
 /// Locks every page that is used from now on, without reserving what is never touched.
 fn lock_memory() -> Result<(), String> {
     // With a limit, growing beyond it would fail later, which is worse than being swapped.
@@ -53,6 +72,14 @@ fn set_io_flusher() -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_the_kernels_mask() {
+        let status = |mask: &str| format!("Name:\tqrbdd\nCapEff:\t{mask}\nCapBnd:\t0\n");
+        assert_eq!(capabilities(&status("0000000000200000")), Some(1 << 21));
+        assert_eq!(capabilities(&status("0")), Some(0));
+        assert_eq!(capabilities("Name:\tqrbdd\n"), None);
+    }
 
     #[test]
     fn what_the_system_refuses_is_named_with_its_remedy() {
