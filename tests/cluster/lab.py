@@ -7,12 +7,13 @@ also ended when the test fails. It does not know what is tested.
 """
 
 import ctypes
+import errno
+import fcntl
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +24,10 @@ ADDRESS = {"nodea": "10.77.0.1", "nodeb": "10.77.0.2"}
 ROUTER = "10.77.0.254"
 SERVICE_ADDRESS = "10.77.0.100"
 SIZE_MIB = 32
+LOOPS = 3
+FIRST_LOOP = 700
+LOOP_CTL_ADD = 0x4C80
+LOOP_CTL_REMOVE = 0x4C81
 
 _libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
@@ -49,8 +54,6 @@ class Result:
 def run(words, limit=60, check=True, stdin=None, env=None):
     """Runs a command to its end. Its output goes through files: what it leaves behind in the background may hold them open."""
     words = [str(word) for word in words]
-    import tempfile
-
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(
             words, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=out, stderr=err, text=True, env=env, start_new_session=True
@@ -115,6 +118,7 @@ class Lab:
         return f"{self.prefix}{name}"
 
     def network(self):
+        self.reserve_loop_devices()
         switch = self.namespace("switch")
         for name in ("switch", *NODES):
             run(["ip", "netns", "add", self.namespace(name)])
@@ -150,7 +154,6 @@ class Lab:
     def start(self, node, *command):
         """Boots a node; `command` runs in it as the boot scripts would, once its directories are there."""
         home = self.home(node)
-        home.mkdir(exist_ok=True)
         (home / "etc").mkdir(exist_ok=True)
         (home / "ready").unlink(missing_ok=True)
         with open(home / "init.log", "ab") as log:
@@ -185,6 +188,7 @@ class Lab:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self.release_loop_devices(node, remove=False)
 
     def alive(self, node):
         return node in self.unshare and self.unshare[node].poll() is None
@@ -247,18 +251,44 @@ class Lab:
 
     # ---- the end
 
-    def loop_devices(self):
-        """Loop devices that nodes of this lab attached and still have: by the record of the node, and by what is below them."""
-        found = set()
-        for record in self.directory.glob("*/log/qrbd-device.log"):
-            for device, below in re.findall(r"attached (/dev/loop\d+) over (\d+:\d+)", record.read_text()):
-                if not Path(f"/sys/block/{Path(device).name}/loop").exists():
-                    continue
-                shown = run(["losetup", "--noheadings", "--output", "BACK-MAJ:MIN", device], check=False).out.strip()
-                # Nothing is shown when the file's server is gone.
-                if shown in (below, ""):
-                    found.add(device)
-        return sorted(found)
+    def reserve_loop_devices(self):
+        """Loop devices of our own for each node: what nobody else looks for cannot be mixed up with others."""
+        with open("/dev/loop-control", "rb") as control:
+            number = FIRST_LOOP
+            for node in NODES:
+                numbers = []
+                while len(numbers) < LOOPS:
+                    number += 1
+                    try:
+                        fcntl.ioctl(control, LOOP_CTL_ADD, number)
+                        numbers.append(number)
+                    except FileExistsError:
+                        continue
+                self.home(node).mkdir(exist_ok=True)
+                (self.home(node) / "loops").write_text(" ".join(map(str, numbers)) + "\n")
+
+    def release_loop_devices(self, node, remove):
+        """Of a node that does not run any more: what it had attached has no server."""
+        file = self.home(node) / "loops"
+        if not file.exists():
+            return
+        with open("/dev/loop-control", "rb") as control:
+            for number in map(int, file.read_text().split()):
+                if Path(f"/sys/block/loop{number}/loop").exists():
+                    run(["losetup", "--detach", f"/dev/loop{number}"], check=False, limit=20)
+
+                def removed(number=number):
+                    try:
+                        fcntl.ioctl(control, LOOP_CTL_REMOVE, number)
+                    except OSError as error:
+                        return error.errno == errno.ENODEV
+                    return True
+
+                if remove:
+                    # Busy until the last mount of the node's namespace is gone.
+                    until(f"/dev/loop{number} is free", removed, 30)
+        if remove:
+            file.unlink()
 
     def close(self):
         for _, process in self.background:
@@ -272,10 +302,6 @@ class Lab:
             self.kill(node)
         for name in ("switch", *NODES):
             run(["ip", "netns", "delete", self.namespace(name)], check=False)
-        self.release_loop_devices()
-
-    def release_loop_devices(self):
-        for device in self.loop_devices():
-            run(["losetup", "--detach", device], check=False, limit=20)
         for node in NODES:
+            self.release_loop_devices(node, remove=True)
             (self.home(node) / "disk").unlink(missing_ok=True)

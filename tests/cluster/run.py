@@ -15,10 +15,11 @@ import time
 import traceback
 from pathlib import Path
 
+import keepalived_tests
 import pacemaker_tests
 from lab import NODES, Lab, die_with_parent
 
-MODULES = (pacemaker_tests,)
+MODULES = (pacemaker_tests, keepalived_tests)
 LIMIT = 420
 
 
@@ -41,7 +42,7 @@ def child(module, test, directory, prefix, programs, keep):
         lab.say("failed")
         for node in NODES:
             if lab.alive(node):
-                for words in (["qrbdadm", "status"], ["crm_mon", "-1", "-r"], ["ip", "-4", "-o", "address"], ["findmnt", "-t", "ext4"]):
+                for words in (["qrbdadm", "status"], ["crm_mon", "-1", "-r"], ["qrbd-failover", "status"], ["ip", "-4", "-o", "address"], ["findmnt", "-t", "ext4"]):
                     try:
                         print(f"---- {node}", lab.on(node, "timeout", "10", *words, check=False))
                     except BaseException as trouble:  # noqa: BLE001
@@ -101,9 +102,9 @@ class Running:
         print(f"{self.name}: {'passed' if code == 0 else 'FAILED'} ({time.monotonic() - self.begin:.0f} s)", flush=True)
         if code != 0:
             log = self.directory / "test.log"
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-            print(f"---- end of {log}")
-            print("\n".join(lines[-60:]))
+            text = log.read_text(errors="replace") if log.exists() else ""
+            print(f"---- from {log}, which goes on with the state of the nodes")
+            print("\n".join(text.split("\n---- ")[0].splitlines()[-40:]))
             print("----", flush=True)
 
 
