@@ -1,0 +1,54 @@
+"""Tests that need a pair of their own: a larger disk, a kernel without the driver."""
+from harness.node import Node, demand
+
+from .steps import demand_equal_disks, give_up, take_over
+
+# mkfs.xfs refuses less than 300 MB.
+XFS_DISK_MIB = 320
+
+
+def xfs_under_load_is_handed_over_and_back(stage):
+    pair = stage.another("xfs", disk_mib=XFS_DISK_MIB)
+    pair.start()
+    one, two = nodes = [Node(pair, name) for name in ("node1", "node2")]
+    for node in nodes:
+        node.start_daemon()
+        node.run("qrbdadm create-md r0")
+        node.run("qrbdadm up r0")
+    one.until_connected()
+    # Both disks are empty images: nothing needs to be copied.
+    one.run("qrbdadm new-current-uuid --clear-bitmap r0/0")
+    one.promote()
+    one.run("mkfs.xfs -q /dev/drbd0 && mount -t xfs /dev/drbd0 /data", 300)
+    for here, there in ((one, two), (two, one)):
+        here.start_load()
+        code, said = here.try_run("qrbdadm secondary r0")
+        demand(code == 11 and "held open by someone" in said and "/data" in said, f"secondary under load: {code}\n{said}")
+        here.stop_load()
+        here.demand_no_kernel_errors()
+        give_up(here)
+        take_over(there, "mount -t xfs /dev/drbd0 /data")
+        lines = there.demand_lines(here)
+    one.run("umount /data && xfs_repair -n /dev/drbd0", 300)
+    one.until_equal()
+    one.run("qrbdadm secondary r0")
+    demand_equal_disks(pair, one)
+    return f"{lines} fsynced lines there, xfs_repair -n finds nothing, disks equal"
+
+
+def kernel_without_nbd_is_named_and_the_socket_serves(stage):
+    pair = stage.another("without", words="vm.without=nbd")
+    pair.start("node1")
+    one = Node(pair, "node1")
+    one.start_daemon()
+    one.run("qrbdadm create-md r0")
+    said = one.run("qrbdadm up r0 2>&1; qrbdadm primary --force r0 2>&1; cat /host/qrbdd.log")
+    demand("no NBD driver" in said and "nbd" in said, f"neither command nor log tells that the kernel has no driver:\n{said}")
+    demand(one.run("qrbdadm role r0").startswith("Primary"), "not Primary")
+    demand(one.try_run("ls /dev/drbd0")[0] != 0, "there is a /dev/drbd0 without a driver")
+    one.run("qrbd-load run --socket /run/qrbd/nbd.sock --export r0 --journal /run/journal --writes 200 --flush-every 20 --quiet")
+    one.run("qrbd-load verify --socket /run/qrbd/nbd.sock --export r0 --journal /run/journal --allow-foreign")
+    return "named in words; 200 writes through the socket"
+
+
+TESTS = [xfs_under_load_is_handed_over_and_back, kernel_without_nbd_is_named_and_the_socket_serves]
