@@ -165,7 +165,10 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn max_transmit_segments(&self) -> usize {
+        // Asked each time: a device that cannot compute checksums refuses batches, the socket then halts them, and whoever went on
+        // sending batches would have each of them refused for ever.
         self.transmit_segments
+            .min(self.inner.max_transmit_segments())
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -310,6 +313,54 @@ mod tests {
                         >= MAX_RECEIVE_BATCH_BYTES
             );
         }
+    }
+
+    /// A socket whose kernel stops taking batches.
+    #[derive(Debug)]
+    struct Halting(std::sync::atomic::AtomicUsize);
+
+    impl AsyncUdpSocket for Halting {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            unimplemented!("nothing is sent")
+        }
+        fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+            self.0.store(1, std::sync::atomic::Ordering::Relaxed);
+            Err(io::Error::from_raw_os_error(nix::errno::Errno::EIO as i32))
+        }
+        fn poll_recv(
+            &self,
+            _: &mut Context<'_>,
+            _: &mut [IoSliceMut<'_>],
+            _: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok("127.0.0.1:1".parse().unwrap())
+        }
+        fn max_transmit_segments(&self) -> usize {
+            self.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn a_device_that_refuses_batches_is_asked_for_none_any_more() {
+        let socket = Socket {
+            inner: Arc::new(Halting(10.into())),
+            transmit_segments: 40,
+            receive_segments: 1,
+            faults: None,
+        };
+        assert_eq!(socket.max_transmit_segments(), 10);
+        let transmit = Transmit {
+            destination: "127.0.0.1:2".parse().unwrap(),
+            ecn: None,
+            contents: &[0; 2400],
+            segment_size: Some(1200),
+            src_ip: None,
+        };
+        assert!(socket.try_send(&transmit).is_err());
+        assert_eq!(socket.max_transmit_segments(), 1);
     }
 
     #[test]

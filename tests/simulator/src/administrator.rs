@@ -615,10 +615,12 @@ impl World {
                 force: self.manager.random.chance(300),
             },
             // Who clears the bitmap vouches for equal disks; where the first synchronisation is not over they are not equal.
-            15 => Command::NewCurrentUuid {
-                volume: number,
-                clear_bitmap: self.settings.beginning == Beginning::SkipInitialSync,
-            },
+            15 if self.settings.beginning == Beginning::SkipInitialSync => {
+                Command::NewCurrentUuid {
+                    volume: number,
+                    clear_bitmap: true,
+                }
+            }
             16 => match self.manager.random.below(3) {
                 0 => Command::Detach {
                     volume: VolumeNumber(99),
