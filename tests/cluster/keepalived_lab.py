@@ -14,7 +14,7 @@ address = {SERVICE_ADDRESS}/24 v0
 unreachable-peer = %s
 promote-timeout = %d
 retry-after = %d
-settle-time = 5
+settle-time = 6
 log-file = /var/log/qrbd-failover.log
 """
 

@@ -79,12 +79,12 @@ def node_that_is_cut_off_steps_down(lab):
 
 
 def promotion_that_is_refused_gives_the_address_up(lab):
-    lab.pair(promote_timeout=4, retry_after=5)
+    lab.pair(promote_timeout=8, retry_after=5)
     client = Client(lab)
     client.is_answered()
     lab.say("keepalived of nodea is killed: nodea stays Primary, and keeps what it serves")
     lab.kill_keepalived("nodea")
-    until("nodeb has given up", lambda: "cannot serve: not promoted within 4 s: nodea is Primary" in lab.log("nodeb"))
+    until("nodeb has given up", lambda: "cannot serve: not promoted within 8 s: nodea is Primary" in lab.log("nodeb"))
     until("nodeb says so to keepalived", lambda: "keepalived says FAULT" in lab.log("nodeb"))
     client.is_answered()
     assert client.answered_by() == "nodea" and lab.serving() == "nodea"
@@ -132,7 +132,7 @@ def flapping_ends_with_the_newest_wish(lab):
 
 
 def unreachable_peer_is_judged_by_the_rule(lab):
-    lab.pair(rule="refuse", promote_timeout=5, retry_after=2)
+    lab.pair(rule="refuse", promote_timeout=8, retry_after=2)
     lab.kill("nodea")
     until("nodeb refuses", lambda: "unreachable-peer = refuse" in lab.log("nodeb"))
     until("nodeb gives up", lambda: "keepalived says FAULT" in lab.log("nodeb"))

@@ -130,8 +130,6 @@ class Lab:
             inside = self.namespace(node)
             run(["ip", "-n", inside, "link", "add", "v0", "type", "veth", "peer", "name", f"p-{node}", "netns", switch])
             run(["ip", "-n", switch, "link", "set", f"p-{node}", "master", "br0", "up"])
-            run(["ip", "-n", inside, "link", "set", "v0", "up"])
-            run(["ip", "-n", inside, "addr", "add", f"{ADDRESS[node]}/24", "dev", "v0"])
 
     def cut(self, node):
         """Takes the node's cable out of the switch; its carrier stays up."""
@@ -156,6 +154,9 @@ class Lab:
         home = self.home(node)
         (home / "etc").mkdir(exist_ok=True)
         (home / "ready").unlink(missing_ok=True)
+        inside = self.namespace(node)
+        run(["ip", "-n", inside, "link", "set", "v0", "up"])
+        run(["ip", "-n", inside, "addr", "add", f"{ADDRESS[node]}/24", "dev", "v0"])
         with open(home / "init.log", "ab") as log:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace(node), "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child",
@@ -188,6 +189,9 @@ class Lab:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        # The namespace outlives the machine; its addresses and its link do not.
+        run(["ip", "-n", self.namespace(node), "link", "set", "v0", "down"], check=False)
+        run(["ip", "-n", self.namespace(node), "addr", "flush", "dev", "v0"], check=False)
         self.release_loop_devices(node, remove=False)
 
     def alive(self, node):

@@ -138,7 +138,7 @@ def main():
     parser.add_argument("--programs", required=True)
     parser.add_argument("--logs", required=True)
     parser.add_argument("--prefix", default=f"q{os.getpid()}-")
-    parser.add_argument("--jobs", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--only", default="")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--list", action="store_true")
