@@ -2,9 +2,8 @@
 
 Each test gets the pair as stage.pair() describes it and leaves it so.
 """
-import os
 import re
-import signal
+import time
 
 from machine import Failure, cable, until
 from stage import connected, daemon, role, until_connected, until_new_daemon, until_up_to_date
@@ -111,6 +110,33 @@ def test_killed_daemon_stays_secondary_while_its_peer_is_away(stage):
     alice.run("systemctl", "restart", "qrbd-promote@web", limit=120)
     until_up_to_date(bob)
     take_over(alice)
+
+
+def test_daemon_that_hangs_is_ended_by_the_watchdog_and_comes_back(stage):
+    _, bob = stage.pair()
+    if bob.says("systemctl", "show", "--property=WatchdogUSec", "--value", "qrbd.service") != "30s":
+        raise Failure("qrbd.service has no watchdog of 30 s")
+    # The same with less patience.
+    bob.write("/etc/systemd/system/qrbd.service.d/impatient.conf", "[Service]\nWatchdogSec=3\n")
+    bob.run("systemctl", "daemon-reload")
+    bob.run("systemctl", "restart", "qrbd")
+    until_connected(bob)
+    before = daemon(bob)
+    # It lives for longer than that as long as it works.
+    time.sleep(5)
+    if daemon(bob) != before:
+        raise Failure(f"a daemon that worked was ended: {bob.journal('-u', 'qrbd.service')[-3000:]}")
+    bob.run("kill", "-STOP", str(before))
+    until_new_daemon(bob, before)
+    if "Watchdog timeout" not in bob.journal("-u", "qrbd.service"):
+        raise Failure(f"it was not the watchdog: {bob.journal('-u', 'qrbd.service')[-3000:]}")
+    check_role(bob, "Secondary")
+    until_connected(bob)
+    until_up_to_date(bob)
+    bob.run("rm", "/etc/systemd/system/qrbd.service.d/impatient.conf")
+    bob.run("systemctl", "daemon-reload")
+    bob.run("systemctl", "restart", "qrbd")
+    until_up_to_date(bob)
 
 
 def test_shutdown_unmounts_first_and_the_network_goes_last(stage):

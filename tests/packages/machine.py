@@ -23,8 +23,8 @@ IMAGE_PACKAGES = (
 )
 SUITE = "bookworm"
 MIRROR = os.environ.get("QRBD_DEBIAN_MIRROR", "http://deb.debian.org/debian")
-# Loop devices that a machine can see.
-LOOP_DEVICES = 64
+# Loop devices that a machine can see. The kernel gives any number that is free, and some programs begin at high ones.
+LOOP_DEVICES = 2048
 
 # Runs as the first process of the new namespaces; NAME, FOLDER, IMAGE and DISKS are in its environment.
 SETUP = r"""
@@ -41,11 +41,11 @@ for node in null zero full random urandom tty fuse loop-control; do
     : >"$root/dev/$node"
     mount --bind "/dev/$node" "$root/dev/$node"
 done
-number=0
-while [ $number -lt $LOOP_DEVICES ]; do
-    mknod -m 0660 "$root/dev/loop$number" b 7 $number
-    number=$((number + 1))
-done
+python3 - "$root/dev" "$LOOP_DEVICES" <<'END'
+import os, sys
+for number in range(int(sys.argv[2])):
+    os.mknod(f"{sys.argv[1]}/loop{number}", 0o60660, os.makedev(7, number))
+END
 for disk in $DISKS; do
     : >"$root/dev/${disk%%=*}"
     mount --bind "${disk#*=}" "$root/dev/${disk%%=*}"
@@ -272,6 +272,7 @@ class Machine:
     def kill(self):
         """The end without warning, as by a lost supply of power; its disks keep what they had been given."""
         if self.process is not None:
+            loops = self.loops()
             if self.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
@@ -279,6 +280,19 @@ class Machine:
                 self.process.kill()
             self.process.wait(60)
             self.gone()
+            # They are the host's, which did not die.
+            for device in loops:
+                run("losetup", "--detach", device, check=False)
+
+    def loops(self):
+        """Loop devices over files in FUSE file systems of this machine."""
+        numbers = set()
+        with contextlib.suppress(OSError), open(f"/proc/{self.pid}/mountinfo", encoding="utf-8") as mounts:
+            for line in mounts:
+                if line.split(" - ")[1].split()[0] == "fuse":
+                    numbers.add(line.split()[2])
+        listed = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-MAJ:MIN", check=False).stdout
+        return [line.split()[0] for line in listed.splitlines() if len(line.split()) == 2 and line.split()[1] in numbers]
 
     def gone(self):
         self.process = self.pid = None
