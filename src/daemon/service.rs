@@ -166,6 +166,7 @@ async fn main(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result
             CLIENT_PATIENCE.as_secs()
         );
     }
+    daemon.kernel.end();
     daemon.shut_down(STOP_PATIENCE, goes_on).await;
     let handed = daemon.kernel.take_handed();
     if goes_on {

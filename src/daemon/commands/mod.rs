@@ -167,7 +167,7 @@ pub(crate) async fn promote(
         }
     }
     // While it was voted, another node may still have written.
-    unchanged.retain(|&volume| shared.disk_is_untouched(volume));
+    unchanged.retain(|&volume| shared.data_is_as_left(volume));
     Ok(daemon.kernel.attach(shared, &unchanged).await)
 }
 

@@ -6,7 +6,7 @@
 //! Invariants:
 //! - The thread that serves requests never waits for the kernel: connecting makes the kernel read from us.
 //! - A device that outlived its daemon is served again only if its users have seen the data as they are: the generation is the remembered
-//!   one and nothing was written to the disk since the start. Otherwise it waits, or is disconnected if nobody uses it.
+//!   one and no other node can have written since. Otherwise it waits, or is disconnected if nobody uses it.
 //! - Before a resource stops with a device in use, its sessions are ended between two requests, or cut: the kernel never gets an error
 //!   because the daemon goes.
 //!
@@ -17,7 +17,7 @@ mod device;
 mod remembered;
 pub(crate) mod resume;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -42,8 +42,9 @@ use crate::plan::{ResourcePlan, VolumePlan};
 use crate::resource::Shared;
 use crate::volumes::Volumes;
 
-/// Sockets of a device: the kernel has a queue for each.
-const SOCKETS: usize = 4;
+/// Sockets of a device. Only with a single one does the kernel leave a slow server alone: with several, each request that outlasts the
+/// timer of its queue is taken for the death of its socket, `TIMEOUT` 0 or not, and sent again on another one.
+const SOCKETS: usize = 1;
 /// How often it is looked whether the generation or the size changed, besides when something happens.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -73,6 +74,8 @@ pub(crate) struct KernelDevices {
     inherited: RefCell<Vec<(String, UnixStream)>>,
     /// Sockets for the next daemon.
     handed: RefCell<Vec<Handed>>,
+    /// The daemon ends: nothing is attached any more.
+    ending: Cell<bool>,
 }
 
 impl KernelDevices {
@@ -101,6 +104,7 @@ impl KernelDevices {
             devices: RefCell::default(),
             inherited: RefCell::new(inherited),
             handed: RefCell::default(),
+            ending: Cell::new(false),
         };
         kernel.drop_unknown_sockets();
         Rc::new(kernel)
@@ -274,7 +278,7 @@ impl KernelDevices {
         let key = (shared.name.to_string(), volume.0);
         let generation = shared.current_generation(volume);
         let seen = self.remembered.device(&key).map(|device| device.generation);
-        generation != 0 && seen == Some(generation) && shared.disk_is_untouched(volume)
+        generation != 0 && seen == Some(generation) && shared.data_is_as_left(volume)
     }
 
     /// Disconnects a device from an earlier daemon whose users have seen other data.
@@ -346,6 +350,9 @@ impl KernelDevices {
         unchanged: &Unchanged,
     ) -> Vec<String> {
         let mut told = Vec::new();
+        if self.is_ending() {
+            return told;
+        }
         let served_before = self.serves(&shared.name);
         for (volume, index) in Self::volumes_of(&shared.plan()) {
             let key = (shared.name.to_string(), volume.0);
@@ -625,6 +632,16 @@ impl KernelDevices {
             );
             self.handed.borrow_mut().push(Handed { name, sockets });
         }
+    }
+
+    /// From now on nothing is attached or taken over.
+    pub(crate) fn end(&self) {
+        self.ending.set(true);
+    }
+
+    /// True after [`KernelDevices::end`].
+    fn is_ending(&self) -> bool {
+        self.ending.get()
     }
 
     /// The sockets for the next daemon.

@@ -42,7 +42,10 @@ pub(crate) async fn resume(daemon: &Rc<Daemon>, shared: &Rc<Shared>) {
     loop {
         let still_up = daemon.volumes.get(&shared.name);
         let status = shared.status();
-        if !still_up.is_some_and(|up| Rc::ptr_eq(&up, shared)) || status.role == Role::Primary {
+        if !still_up.is_some_and(|up| Rc::ptr_eq(&up, shared))
+            || status.role == Role::Primary
+            || kernel.is_ending()
+        {
             return;
         }
         let late = begun.elapsed() >= CONNECT_PATIENCE;
@@ -54,7 +57,12 @@ pub(crate) async fn resume(daemon: &Rc<Daemon>, shared: &Rc<Shared>) {
             .find(|peer| connected(peer.connection) && peer.role == Role::Primary)
         {
             let peer = shared.plan().node_name(peer.node_id);
-            return give_up(shared, &devices, &format!("{peer} is Primary"));
+            let why = format!(
+                "{peer} is Primary. 'qrbdadm primary {}' tries again when it is not; 'qrbdadm secondary --force {}' disconnects the device, and \
+                 its users get errors",
+                shared.name, shared.name
+            );
+            return give_up(shared, &devices, &why);
         }
         if !late && !status.peers.iter().all(|peer| connected(peer.connection)) {
             tokio::time::sleep(pause).await;
@@ -63,14 +71,25 @@ pub(crate) async fn resume(daemon: &Rc<Daemon>, shared: &Rc<Shared>) {
         let lock = daemon.lock(&shared.name);
         let guard = lock.lock().await;
         match kernel.before_promotion(shared).await {
-            Err(refusal) => return give_up(shared, &devices, &refusal.message(&shared.name)),
-            Ok(_) if shared.status().role == Role::Primary => return,
+            Err(refusal) => {
+                let why = match refusal.detail.as_str() {
+                    "" => &refusal.text,
+                    detail => detail,
+                };
+                return give_up(shared, &devices, why);
+            }
+            Ok(_) if shared.status().role == Role::Primary || kernel.is_ending() => return,
             Ok(_) => {}
         }
         match commands::promote(daemon, shared, false).await {
-            Ok(_) => {
-                let seconds = begun.elapsed().as_secs_f64();
-                info!("{}: {devices} goes on after {seconds:.1} s", shared.name);
+            // What kept a device from being attached is in the log.
+            Ok(told) => {
+                if kernel.serves(&shared.name) {
+                    let seconds = begun.elapsed().as_secs_f64();
+                    info!("{}: {devices} goes on after {seconds:.1} s", shared.name);
+                } else {
+                    give_up(shared, &devices, &told.join("\n"));
+                }
                 return;
             }
             Err(refusal) => {
@@ -88,8 +107,7 @@ pub(crate) async fn resume(daemon: &Rc<Daemon>, shared: &Rc<Shared>) {
 
 fn give_up(shared: &Shared, devices: &str, why: &str) {
     error!(
-        "{}: {devices} was in use when qrbdd ended and is not served any more, its users wait: {why}. 'qrbdadm primary {}' tries again; \
-         'qrbdadm secondary --force {}' disconnects it, and its users get errors",
-        shared.name, shared.name, shared.name
+        "{}: {devices} was in use when qrbdd ended and is not served any more, its users wait: {why}",
+        shared.name
     );
 }

@@ -11,6 +11,7 @@ use qrbd_engine::metadata::image::MetadataImage;
 use qrbd_engine::state::{DiskState, Refusal};
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, Time, VolumeNumber};
+use qrbd_engine::wire::message::{Message, Protocol};
 use qrbd_engine::{CommandId, Engine, RequestId};
 use slab::Slab;
 use tokio::sync::{broadcast, oneshot};
@@ -55,6 +56,8 @@ pub(crate) struct Core {
     role_changed: bool,
     /// Something was given to the network since the disks were flushed last.
     sent: bool,
+    /// This node agreed that another one becomes Primary, since the daemon was started.
+    agreed_to_another: bool,
     pub(super) marks: Marks,
 }
 
@@ -89,6 +92,7 @@ impl Core {
             completions: Vec::new(),
             role_changed: false,
             sent: false,
+            agreed_to_another: false,
             marks: Marks::default(),
         }
     }
@@ -98,10 +102,17 @@ impl Core {
         self.engine.status()
     }
 
-    /// Bytes written to the data of a volume's disk since it was attached.
-    pub(super) fn written_bytes(&self, volume: VolumeNumber) -> Option<u64> {
-        let counters = self.disks.counters(volume)?;
-        Some(counters.written_bytes)
+    /// True if nothing was written to the data of a volume's disk since it was attached, or if what a peer writes there in a resync has
+    /// all that was completed here: protocol A completes what only this node has.
+    pub(super) fn copies_are_whole(&self, volume: VolumeNumber) -> bool {
+        let counters = self.disks.counters(volume).unwrap_or_default();
+        let is_loose = |peer: &PeerPlan| peer.engine().protocol == Protocol::A;
+        counters.written_bytes == 0 || !self.plan.peers.iter().any(is_loose)
+    }
+
+    /// True if this node agreed that another one becomes Primary, since the daemon was started.
+    pub(super) fn agreed_to_another(&self) -> bool {
+        self.agreed_to_another
     }
 
     /// Another plan of the same shape counts.
@@ -329,6 +340,8 @@ impl Core {
                 message,
             } => {
                 self.sent = true;
+                self.agreed_to_another |=
+                    matches!(message, Message::PromoteReply { refusal: 0, .. });
                 self.network.send(peer, session, message);
             }
             Effect::CloseSession { peer, session } => self.network.close_session(peer, session),

@@ -235,10 +235,13 @@ impl Shared {
             .map_or(0, |identifiers| identifiers.current().0)
     }
 
-    /// True if nothing was written to the data of the volume's disk since the daemon was started, by whomever.
-    pub(crate) fn disk_is_untouched(&self, volume: VolumeNumber) -> bool {
+    /// True if the data of the volume are what a Primary here had completed before the daemon was started, given the same generation:
+    /// no other node can have been Primary (alone it would have made a new generation, with this one it would have asked), and a
+    /// survivor's copy that replaced this disk's lacks nothing that was completed.
+    pub(crate) fn data_is_as_left(&self, volume: VolumeNumber) -> bool {
         let times = self.attached.borrow().get(&volume).map(|(times, _)| *times);
-        times == Some(1) && self.core.borrow().written_bytes(volume) == Some(0)
+        let core = self.core.borrow();
+        times == Some(1) && !core.agreed_to_another() && core.copies_are_whole(volume)
     }
 
     /// DRBD's status.
