@@ -2,9 +2,7 @@
 
 import signal
 
-from lab import HERE, SERVICE_ADDRESS, until
-
-PORT = 7000
+from lab import HERE, PORT, SERVICE_ADDRESS, until
 
 
 class Client:

@@ -2,9 +2,8 @@
 
 import re
 
-from lab import HERE, NODES, ROOT, ROUTER, SERVICE_ADDRESS, Lab, until
+from lab import NODES, ROOT, ROUTER, SERVICE_ADDRESS, Lab, until
 
-PORT = 7000
 TIMERS = "        ping-int 2;\n        ping-timeout 10;\n        timeout 19;\n        connect-int 2;\n        after-sb-1pri discard-secondary;\n"
 
 FAILOVER = f"""resource = r0
@@ -18,35 +17,13 @@ settle-time = 6
 log-file = /var/log/qrbd-failover.log
 """
 
-SERVICE = f"""#!/bin/sh
-# The service of the tests, as a script with start, stop and status.
-pid=$(cat /run/records.pid 2>/dev/null)
-running() {{ [ -n "$pid" ] && grep -qs records.py "/proc/$pid/cmdline"; }}
-case $1 in
-start)
-    running && exit 0
-    # Its address comes later than the service itself.
-    setsid {HERE}/records.py serve --listen 0.0.0.0:{PORT} --file /mnt/r0/records </dev/null >>/var/log/records.log 2>&1 &
-    echo $! >/run/records.pid
-    ;;
-stop)
-    running && kill "$pid"
-    while running; do sleep 0.1; done
-    ;;
-status) running ;;
-esac
-"""
-
-
 class KeepalivedLab(Lab):
     """See the module's text."""
 
     def boot(self, node, keepalived=True):
         self.start(node)
         self.install(node, "keepalived")
-        script = self.directory / "records-service"
-        script.write_text(SERVICE)
-        self.on(node, "install", "-m", "0755", script, "/usr/local/sbin/records-service")
+        self.install_service(node, "/usr/local/sbin/records-service")
         if keepalived:
             self.start_daemon(node)
             self.start_keepalived(node)

@@ -2,7 +2,7 @@
 
 from client import Client
 from keepalived_lab import KeepalivedLab
-from lab import NODES, until
+from lab import NODES, ROOT, run, until
 
 LAB = KeepalivedLab
 
@@ -163,10 +163,49 @@ def unreachable_peer_is_judged_by_the_rule(lab):
     assert result.code == 2 and "maybe" in result.err, str(result)
 
 
+def heartbeat_script_keeps_drbddisk_manners(lab):
+    lab.pair(start=False)
+    for node in NODES:
+        lab.install(node, "heartbeat")
+
+    def disk(node, *words):
+        return lab.on(node, "/etc/ha.d/resource.d/qrbddisk", *words, check=False)
+
+    assert (disk("nodea", "r0", "status").code, disk("nodea", "r0", "status").out) == (3, "stopped\n")
+    assert disk("nodea", "r0", "start").code == 0
+    assert disk("nodea", "r0", "start").code == 0
+    assert (disk("nodea", "r0", "status").code, disk("nodea", "r0", "status").out) == (0, "running\n")
+    refused = disk("nodeb", "r0", "start")
+    assert refused.code == 20 and "Multiple primaries" in refused.err, str(refused)
+    assert disk("nodea", "r0", "stop").code == 0
+    assert disk("nodeb", "start").code == 0 and lab.role("nodeb") == "Primary"
+    # A Primary that dies is not waited for by hand.
+    lab.kill("nodeb")
+    assert disk("nodea", "r0", "start").code == 0 and lab.role("nodea") == "Primary"
+    assert disk("nodea", "stop").code == 0 and lab.role("nodea") == "Secondary"
+    lab.admin("nodea", "outdate", "r0")
+    begun = disk("nodea", "r0", "start")
+    assert begun.code == 20 and "UpToDate" in begun.err, str(begun)
+    lab.on("nodea", "pkill", "--exact", "qrbdd")
+    until("qrbdd has ended", lambda: lab.on("nodea", "pgrep", "--exact", "qrbdd", check=False).code == 1)
+    assert disk("nodea", "r0", "stop").code == 0 and disk("nodea", "r0", "status").code == 3
+    assert disk("nodea", "r0", "frobnicate").code == 1 and disk("nodea", "status").code == 10
+
+
+def scripts_pass_shellcheck(lab):
+    del lab
+    scripts = [ROOT / "scripts/test-cluster", ROOT / "tests/cluster/node-init", ROOT / "tests/cluster/pacemaker-boot"]
+    for name in ("install", "qrbd-device", "ocf/qrbd", "ocf/device", "heartbeat/qrbddisk"):
+        scripts.append(ROOT / "scripts/cluster" / name)
+    run(["shellcheck", "--severity=style", *scripts])
+
+
 TESTS = [
+    scripts_pass_shellcheck,
     standby_takes_over_from_a_node_that_stops_or_dies,
     node_that_is_cut_off_steps_down,
     promotion_that_is_refused_gives_the_address_up,
     flapping_ends_with_the_newest_wish,
     unreachable_peer_is_judged_by_the_rule,
+    heartbeat_script_keeps_drbddisk_manners,
 ]

@@ -29,6 +29,27 @@ FIRST_LOOP = 700
 LOOP_CTL_ADD = 0x4C80
 LOOP_CTL_REMOVE = 0x4C81
 
+PORT = 7000
+
+SERVICE = f"""#!/bin/sh
+# The service of the tests, as a script with start, stop and status.
+pid=$(cat /run/records.pid 2>/dev/null)
+running() {{ [ -n "$pid" ] && grep -qs records.py "/proc/$pid/cmdline"; }}
+case $1 in
+start)
+    running && exit 0
+    # Its address comes later than the service itself.
+    setsid {HERE}/records.py serve --listen 0.0.0.0:{PORT} --file /mnt/r0/records </dev/null >>/var/log/records.log 2>&1 &
+    echo $! >/run/records.pid
+    ;;
+stop)
+    running && kill "$pid"
+    while running; do sleep 0.1; done
+    ;;
+status) running || exit 3 ;;
+esac
+"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 
@@ -245,6 +266,11 @@ class Lab:
         self.on(node, "install", self.programs / "qrbd-load", "/usr/local/bin")
         for part in parts:
             self.on(node, ROOT / "scripts/cluster/install", part)
+
+    def install_service(self, node, place):
+        script = self.home(node) / "records-service"
+        script.write_text(SERVICE)
+        self.on(node, "install", "-m", "0755", script, place)
 
     def admin(self, node, *words, check=True, limit=60):
         return self.on(node, "qrbdadm", *words, check=check, limit=limit)

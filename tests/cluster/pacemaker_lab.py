@@ -12,7 +12,6 @@ import time
 
 from lab import ADDRESS, HERE, NODES, SERVICE_ADDRESS, Failure, Lab, run, until
 
-PORT = 7000
 CIB_OPTIONS = {"dc-deadtime": "2s", "stonith-enabled": "false", "cluster-recheck-interval": "30s"}
 # Timers of the test's resource: a peer that is gone is noticed within three seconds.
 TIMERS = "        ping-int 2;\n        ping-timeout 10;\n        timeout 19;\n        connect-int 2;\n"
@@ -29,8 +28,7 @@ primitive device ocf:qrbd:device params qrbd_resource=r0 op monitor interval=3s 
 primitive files ocf:heartbeat:Filesystem params device=/run/qrbd-device/r0-0 directory=/mnt/r0 fstype=ext4 force_unmount=true \
  op monitor interval=5s timeout=40s op start timeout=60s interval=0 op stop timeout=60s interval=0
 primitive address ocf:heartbeat:IPaddr2 params ip={address} cidr_netmask=24 nic=v0 op monitor interval=5s timeout=20s
-primitive records ocf:heartbeat:anything params binfile={here}/records.py cmdline_options="serve --listen {address}:{port} --file /mnt/r0/records" \
- pidfile=/run/records.pid op monitor interval=5s timeout=20s op start timeout=30s interval=0 op stop timeout=30s interval=0
+primitive records lsb:records-service op monitor interval=5s timeout=30s op start timeout=60s interval=0 op stop timeout=60s interval=0
 group service device files address records
 colocation service-with-primary inf: service disk-clone:Promoted
 order promote-before-service Mandatory: disk-clone:promote service:start
@@ -127,7 +125,8 @@ class PacemakerLab(Lab):
         fence = self.home(node) / "fence_lab"
         fence.write_text(FENCE_AGENT.replace("@directory@", str(self.directory / "fence")))
         self.on(node, "install", "-m", "0755", fence, "/usr/sbin/fence_lab")
-        self.on(node, "mkdir", "-p", "/mnt/r0")
+        self.on(node, "mkdir", "-p", "/mnt/r0", "/etc/init.d")
+        self.install_service(node, "/etc/init.d/records-service")
 
     def cluster(self, parameters="", service=False, stonith=None):
         """Both nodes with a synchronised resource, formatted for the service, under Pacemaker. `stonith`: pcmk_delay_base."""
@@ -140,7 +139,7 @@ class PacemakerLab(Lab):
             until("both nodes are online", lambda node=node: self.online(node) == set(NODES), 120)
         text = "rsc_defaults resource-stickiness=100\n" + RESOURCE.format(parameters=parameters)
         if service:
-            text += SERVICE.format(address=SERVICE_ADDRESS, here=HERE, port=PORT)
+            text += SERVICE.format(address=SERVICE_ADDRESS)
         if stonith:
             text += (
                 "property stonith-enabled=true stonith-timeout=30s\n"
@@ -216,7 +215,9 @@ class PacemakerLab(Lab):
     # ---- doing
 
     def move(self, target):
-        self.on("nodeb" if self.alive("nodeb") else "nodea", "crm_resource", "--move", "--resource", "disk-clone", "--promoted", "--node", target)
+        """Asks for the Primary to be on a node; no harm if it is there already."""
+        words = ["crm_resource", "--move", "--resource", "disk-clone", "--promoted", "--node", target]
+        self.on("nodeb" if self.alive("nodeb") else "nodea", *words, check=False)
 
     def unmove(self, node):
         self.on(node, "crm_resource", "--clear", "--resource", "disk-clone")
