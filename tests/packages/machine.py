@@ -98,9 +98,10 @@ def until(what, limit, condition):
         time.sleep(0.05)
 
 
-def image(cache):
-    """The folder with the machine that all are copies of; made if it is not there."""
-    key = hashlib.sha256(" ".join((SUITE, *IMAGE_PACKAGES)).encode()).hexdigest()[:12]
+def image(cache, further=()):
+    """The folder with the machine that all are copies of, with further packages; made if it is not there."""
+    packages = (*IMAGE_PACKAGES, *further)
+    key = hashlib.sha256(" ".join((SUITE, *packages)).encode()).hexdigest()[:12]
     folder = os.path.join(cache, f"debian-{SUITE}-{key}")
     if os.path.isdir(folder):
         return folder
@@ -108,7 +109,7 @@ def image(cache):
     unfinished = f"{folder}.{os.getpid()}"
     try:
         run(
-            "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(IMAGE_PACKAGES)}",
+            "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}",
             "--aptopt=Acquire::Languages \"none\"", "--dpkgopt=path-exclude=/usr/share/locale/*",
             SUITE, unfinished, MIRROR, limit=900,
         )

@@ -33,7 +33,7 @@ class Stage:
         self.folder = tempfile.mkdtemp(prefix="qrbd-packages-", dir="/dev/shm" if roomy else None)
         self.machines = []
         self.made = None
-        self.both = None
+        self.both = self.both_with = None
 
     def close_machines(self):
         for machine in self.machines:
@@ -58,16 +58,16 @@ class Stage:
                 raise Failure(f"scripts/package made {sorted(os.listdir(output))}")
         return self.made
 
-    def unpacked_image(self):
+    def unpacked_image(self, further=()):
         """The image of the machines."""
-        return image(self.cache)
+        return image(self.cache, further)
 
-    def machine(self, name, disks=()):
+    def machine(self, name, disks=(), further=()):
         """A machine that runs, with nothing of QRBD; `disks` are names with sizes in bytes."""
         folder = os.path.join(self.folder, f"{len(self.machines)}-{name}")
         os.makedirs(folder)
         attached = {disk: Disk(os.path.join(folder, f"{disk}.disk"), size) for disk, size in disks}
-        machine = Machine(self.unpacked_image(), folder, name, attached)
+        machine = Machine(self.unpacked_image(further), folder, name, attached)
         self.machines.append(machine)
         return machine.boot()
 
@@ -84,10 +84,13 @@ class Stage:
             copy.write(data)
         return machine.run("dpkg", "-i", inside, check=check, limit=120)
 
-    def pair(self):
-        """alice and bob: connected, up to date, alice Primary with a file system at /data."""
+    def pair(self, further=(), size=64 * MIB):
+        """alice and bob: connected, up to date, alice Primary with a file system at /data. One pair at a time, with packages as asked for."""
+        if self.both is not None and self.both_with != further:
+            self.close_machines()
         if self.both is None:
-            alice, bob = (self.machine(name, [("sdb", 64 * MIB)]) for name in ("alice", "bob"))
+            self.both_with = further
+            alice, bob = (self.machine(name, [("sdb", size)], further) for name in ("alice", "bob"))
             cable(alice, "192.168.77.1/24", bob, "192.168.77.2/24")
             for node in (alice, bob):
                 self.install(node)
