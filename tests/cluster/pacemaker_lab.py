@@ -4,35 +4,16 @@ Owns corosync's configuration, the first CIB, the fence agent (which asks the la
 questions that tests ask of the cluster. What is tested is in the tests.
 """
 
-import os
 import re
 import shutil
 import threading
 import time
 
-from lab import ADDRESS, HERE, NODES, SERVICE_ADDRESS, Failure, Lab, run, until
+from lab import HERE, NODES, ROOT, SERVICE_ADDRESS, Lab, run, until
 
 CIB_OPTIONS = {"dc-deadtime": "2s", "stonith-enabled": "false", "cluster-recheck-interval": "30s"}
 # Timers of the test's resource: a peer that is gone is noticed within three seconds.
 TIMERS = "        ping-int 2;\n        ping-timeout 10;\n        timeout 19;\n        connect-int 2;\n"
-
-RESOURCE = """
-primitive disk ocf:qrbd:qrbd params qrbd_resource=r0 wfc_timeout=2 {parameters} \
- op monitor interval=2s role=Promoted timeout=30s op monitor interval=3s role=Unpromoted timeout=30s \
- op start timeout=120s interval=0 op stop timeout=60s interval=0 op promote timeout=60s interval=0 op demote timeout=60s interval=0
-clone disk-clone disk meta promotable=true promoted-max=1 promoted-node-max=1 clone-max=2 clone-node-max=1 notify=true interleave=true
-"""
-
-SERVICE = """
-primitive device ocf:qrbd:device params qrbd_resource=r0 op monitor interval=3s timeout=40s op start timeout=60s interval=0 op stop timeout=60s interval=0
-primitive files ocf:heartbeat:Filesystem params device=/run/qrbd-device/r0-0 directory=/mnt/r0 fstype=ext4 force_unmount=true \
- op monitor interval=5s timeout=40s op start timeout=60s interval=0 op stop timeout=60s interval=0
-primitive address ocf:heartbeat:IPaddr2 params ip={address} cidr_netmask=24 nic=v0 op monitor interval=5s timeout=20s
-primitive records lsb:records-service op monitor interval=5s timeout=30s op start timeout=60s interval=0 op stop timeout=60s interval=0
-group service device files address records
-colocation service-with-primary inf: service disk-clone:Promoted
-order promote-before-service Mandatory: disk-clone:promote service:start
-"""
 
 FENCE_AGENT = """#!/bin/sh
 # Asks the lab to end a node. Parameters come as lines name=value.
@@ -128,8 +109,32 @@ class PacemakerLab(Lab):
         self.on(node, "mkdir", "-p", "/mnt/r0", "/etc/init.d")
         self.install_service(node, "/etc/init.d/records-service")
 
-    def cluster(self, parameters="", service=False, stonith=None):
-        """Both nodes with a synchronised resource, formatted for the service, under Pacemaker. `stonith`: pcmk_delay_base."""
+    def configuration_of_cluster(self, service, constraints):
+        """The file that is shipped, with this lab's names and shorter intervals."""
+        text = (ROOT / "scripts/cluster/pacemaker/r0.crm").read_text()
+        for old, new in (
+            ("/srv/r0", "/mnt/r0"),
+            ("192.168.1.100", SERVICE_ADDRESS),
+            ("nic=eth0", "nic=v0"),
+            ("systemd:shop", "lsb:records-service"),
+            ("role=Promoted interval=10s timeout=20s", "role=Promoted interval=2s timeout=40s"),
+            ("role=Unpromoted interval=20s timeout=20s", "role=Unpromoted interval=3s timeout=40s"),
+            ("monitor interval=20s", "monitor interval=4s"),
+            ("monitor interval=10s", "monitor interval=3s"),
+        ):
+            assert old in text, old
+            text = text.replace(old, new)
+        if not constraints:
+            text = text.replace("fence_peer=true unfence_if_all_uptodate=true", "")
+        if not service:
+            text = text[: text.index("primitive device")]
+        return text
+
+    def cluster(self, service=False, stonith=None, constraints=True):
+        """Both nodes with a synchronised resource, formatted for the service, under Pacemaker.
+
+        `stonith`: pcmk_delay_base, who loses a duel. `constraints`: the agent calls the fencing handlers.
+        """
         self.network()
         self.configuration(net=TIMERS + "        after-sb-1pri discard-secondary;\n")
         for node in NODES:
@@ -137,9 +142,7 @@ class PacemakerLab(Lab):
         self.prepare(service)
         for node in NODES:
             until("both nodes are online", lambda node=node: self.online(node) == set(NODES), 120)
-        text = "rsc_defaults resource-stickiness=100\n" + RESOURCE.format(parameters=parameters)
-        if service:
-            text += SERVICE.format(address=SERVICE_ADDRESS)
+        text = self.configuration_of_cluster(service, constraints)
         if stonith:
             text += (
                 "property stonith-enabled=true stonith-timeout=30s\n"

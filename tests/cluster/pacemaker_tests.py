@@ -184,7 +184,7 @@ def constraints(lab, node):
 
 
 def fence_peer_handler_keeps_its_contract(lab):
-    lab.cluster(stonith="nodea:0s;nodeb:4s")
+    lab.cluster(stonith="nodea:0s;nodeb:4s", constraints=False)
     settle_on(lab, "nodea")
     # 6: the peer is promoted; nothing is placed.
     assert handler(lab, "nodeb") == 6
@@ -236,7 +236,7 @@ def idle(lab, node):
 
 
 def node_with_old_data_is_not_promoted(lab):
-    lab.cluster(parameters="fence_peer=true unfence_if_all_uptodate=true", service=True)
+    lab.cluster(service=True)
     newer = lab.serving()
     older = other(newer)
     settled(lab, newer)
