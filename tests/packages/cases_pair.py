@@ -117,13 +117,13 @@ def test_daemon_that_hangs_is_ended_by_the_watchdog_and_comes_back(stage):
     if bob.says("systemctl", "show", "--property=WatchdogUSec", "--value", "qrbd.service") != "30s":
         raise Failure("qrbd.service has no watchdog of 30 s")
     # The same with less patience.
-    bob.write("/etc/systemd/system/qrbd.service.d/impatient.conf", "[Service]\nWatchdogSec=3\n")
+    bob.write("/etc/systemd/system/qrbd.service.d/impatient.conf", "[Service]\nWatchdogSec=2\n")
     bob.run("systemctl", "daemon-reload")
     bob.run("systemctl", "restart", "qrbd")
     until_connected(bob)
     before = daemon(bob)
     # It lives for longer than that as long as it works.
-    time.sleep(5)
+    time.sleep(4)
     if daemon(bob) != before:
         raise Failure(f"a daemon that worked was ended: {bob.journal('-u', 'qrbd.service')[-3000:]}")
     bob.run("kill", "-STOP", str(before))
