@@ -135,6 +135,8 @@ async fn main(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result
         for name in daemon.kernel.remembered_resources() {
             tokio::task::spawn_local(adopt(daemon.clone(), name));
         }
+    } else {
+        daemon.kernel.take_over_nothing();
     }
     for name in arguments.up {
         let target = if name == "all" {

@@ -156,7 +156,8 @@ pub(crate) async fn promote(
     shared: &Rc<Shared>,
     force: bool,
 ) -> Result<Vec<String>, Refusal> {
-    let mut unchanged = daemon.kernel.before_promotion(shared).await?;
+    let mut notices = shared.listen();
+    let unchanged = daemon.kernel.before_promotion(shared).await?;
     if let Err(found) = shared
         .command(qrbd_engine::Command::Promote { force })
         .await
@@ -166,8 +167,10 @@ pub(crate) async fn promote(
             return Err(refusal);
         }
     }
-    // While it was voted, another node may still have written.
-    unchanged.retain(|&volume| shared.data_is_as_left(volume));
+    let unchanged = daemon
+        .kernel
+        .after_promotion(shared, unchanged, &mut notices)
+        .await;
     Ok(daemon.kernel.attach(shared, &unchanged).await)
 }
 

@@ -21,7 +21,7 @@ const LARGEST_REQUEST_KIB: u32 = 1024;
 /// How long the device's node and size may take to appear.
 const APPEAR_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a device may take to go after it was disconnected: as long as somebody closes it.
-const GONE_PATIENCE: Duration = Duration::from_secs(10);
+const GONE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long those who only look at a device (udev, a `mkfs` that has just ended) may have it open before they count as holders.
 const LOOK_PATIENCE: Duration = Duration::from_secs(3);
 /// Between two looks.
@@ -260,6 +260,7 @@ pub(super) fn disconnect(
         let disconnected = driver()?.disconnect(index);
         // The device goes with the last one who has it open.
         drop(claim);
+        names.remove(places);
         match disconnected {
             Err(error) if !error.is_not_configured() => return Err(error.to_string()),
             _ => {}

@@ -26,12 +26,15 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use qrbd_control::{Refusal, StateChangeError, StatusReport, refusal};
-use qrbd_engine::state::Role;
+use qrbd_engine::api::Notice;
+use qrbd_engine::state::{ReplicationState, Role};
 use qrbd_engine::units::VolumeNumber;
 use qrbd_kernel_device::holders::{self, Holder};
 use qrbd_kernel_device::inherit::Inherited;
 use qrbd_kernel_device::links::Names;
 use qrbd_kernel_device::{Places, sysfs};
+use tokio::sync::broadcast;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use self::blocking::{Found, Wanted};
@@ -58,6 +61,11 @@ pub(crate) struct Handed {
 
 /// Volumes whose data are as the users of their waiting devices have seen them.
 pub(crate) type Unchanged = BTreeSet<VolumeNumber>;
+
+/// How long a comparison with a peer may take after a promotion.
+const COMPARISON_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at it.
+const COMPARISON_STEP: Duration = Duration::from_millis(10);
 
 /// See the module's text. One thread's.
 pub(crate) struct KernelDevices {
@@ -267,10 +275,74 @@ impl KernelDevices {
                 Found::Ours if self.has_seen_all(shared, volume) => {
                     unchanged.insert(volume);
                 }
-                Found::Ours => self.give_up_waiting(shared, volume, index).await?,
+                Found::Ours => {
+                    self.distrust(&key);
+                    self.give_up_waiting(shared, volume, index).await?;
+                }
             }
         }
         Ok(unchanged)
+    }
+
+    /// The users of a waiting device may have seen other data than there are now: no later daemon may serve it either.
+    fn distrust(&self, key: &Key) {
+        if let Some(device) = self.remembered.device(key) {
+            let distrusted = RememberedDevice {
+                generation: 0,
+                handed: None,
+                ..device
+            };
+            self.remembered.set_device(key, distrusted);
+        }
+    }
+
+    /// As [`KernelDevices::distrust`], for all devices of a resource.
+    fn distrust_all(&self, resource: &str) {
+        for (volume, _) in self.remembered.devices(resource) {
+            self.distrust(&(resource.to_owned(), volume));
+        }
+    }
+
+    /// Nothing of an earlier daemon is taken over: devices that it left in use wait until they are given up.
+    pub(crate) fn take_over_nothing(&self) {
+        for resource in self.remembered.resources() {
+            self.distrust_all(&resource);
+            self.remembered.set_up(&resource, false);
+        }
+        self.drop_unknown_sockets();
+    }
+
+    /// Of the volumes that were found unchanged before the promotion, those that still are: a peer that connected meanwhile may have brought
+    /// other data. `notices` begin before that look.
+    pub(crate) async fn after_promotion(
+        &self,
+        shared: &Shared,
+        mut unchanged: Unchanged,
+        notices: &mut broadcast::Receiver<Notice>,
+    ) -> Unchanged {
+        let deadline = Instant::now() + COMPARISON_PATIENCE;
+        while !unchanged.is_empty() && shared.compares() && Instant::now() < deadline {
+            tokio::time::sleep(COMPARISON_STEP).await;
+        }
+        if shared.compares() {
+            unchanged.clear();
+        }
+        loop {
+            match notices.try_recv() {
+                Ok(Notice::Replication { volume, to, .. }) if takes_data(to) => {
+                    // It may have become the target of a peer with the same generation.
+                    if !self.has_seen_all(shared, volume) {
+                        unchanged.remove(&volume);
+                    }
+                }
+                Ok(_) => {}
+                Err(broadcast::error::TryRecvError::Lagged(_)) => unchanged.clear(),
+                Err(_) => break,
+            }
+        }
+        // Without a peer the promotion itself made a new generation.
+        unchanged.retain(|&volume| shared.data_is_as_left(volume));
+        unchanged
     }
 
     /// True if whoever uses the volume's device has seen the data that are on this node's disk now.
@@ -752,6 +824,19 @@ impl KernelDevices {
             }
         }
     }
+}
+
+/// True for the states in which a peer's data replace this node's.
+fn takes_data(state: ReplicationState) -> bool {
+    matches!(
+        state,
+        ReplicationState::StartingSyncT
+            | ReplicationState::WFBitMapT
+            | ReplicationState::WFSyncUUID
+            | ReplicationState::SyncTarget
+            | ReplicationState::PausedSyncT
+            | ReplicationState::Behind
+    )
 }
 
 /// One line for each.

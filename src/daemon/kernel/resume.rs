@@ -58,13 +58,14 @@ pub(crate) async fn resume(daemon: &Rc<Daemon>, shared: &Rc<Shared>) {
         {
             let peer = shared.plan().node_name(peer.node_id);
             let why = format!(
-                "{peer} is Primary. 'qrbdadm primary {}' tries again when it is not; 'qrbdadm secondary --force {}' disconnects the device, and \
-                 its users get errors",
-                shared.name, shared.name
+                "{peer} is Primary. 'qrbdadm secondary --force {}' disconnects the device, and its users get errors",
+                shared.name
             );
+            kernel.distrust_all(&shared.name);
             return give_up(shared, &devices, &why);
         }
-        if !late && !status.peers.iter().all(|peer| connected(peer.connection)) {
+        let all_there = status.peers.iter().all(|peer| connected(peer.connection));
+        if (!late && !all_there) || shared.compares() {
             tokio::time::sleep(pause).await;
             continue;
         }

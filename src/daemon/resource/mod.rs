@@ -235,6 +235,19 @@ impl Shared {
             .map_or(0, |identifiers| identifiers.current().0)
     }
 
+    /// True while a comparison with a peer is under way whose outcome may make this node's generation another one.
+    pub(crate) fn compares(&self) -> bool {
+        use qrbd_engine::state::ReplicationState as State;
+        self.status().peers.iter().any(|peer| {
+            peer.devices.iter().any(|device| {
+                matches!(
+                    device.replication,
+                    State::StartingSyncT | State::WFBitMapT | State::WFSyncUUID
+                )
+            })
+        })
+    }
+
     /// True if the data of the volume are what a Primary here had completed before the daemon was started, given the same generation:
     /// no other node can have been Primary (alone it would have made a new generation, with this one it would have asked), and a
     /// survivor's copy that replaced this disk's lacks nothing that was completed.
