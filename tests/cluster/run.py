@@ -60,6 +60,13 @@ def child(module, test, directory, prefix, programs, keep):
     os._exit(code)
 
 
+def clean(directory, prefix):
+    """Gives back what a lab has left in a directory, and its namespaces."""
+    rest = Lab.__new__(Lab)
+    rest.directory, rest.prefix, rest.unshare, rest.pid, rest.background = directory, prefix, {}, {}, []
+    Lab.close(rest)
+
+
 class Running:
     """A test under way."""
 
@@ -94,9 +101,7 @@ class Running:
 
     def clean(self):
         """Nodes ended with the test, whatever became of it; namespaces and loop devices did not."""
-        rest = Lab.__new__(Lab)
-        rest.directory, rest.prefix, rest.unshare, rest.pid, rest.background = self.directory, self.prefix, {}, {}, []
-        Lab.close(rest)
+        clean(self.directory, self.prefix)
 
     def report(self, code):
         print(f"{self.name}: {'passed' if code == 0 else 'FAILED'} ({time.monotonic() - self.begin:.0f} s)", flush=True)
@@ -142,10 +147,15 @@ def main():
     parser.add_argument("--only", default="")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--clean", action="store_true", help="give back what tests have left that were killed, and run none")
     options = parser.parse_args()
     every = [(module, test) for module in MODULES for test in module.TESTS]
     if options.list:
         print("\n".join(test.__name__ for _, test in every))
+        return 0
+    if options.clean:
+        for number, (_, test) in enumerate(every):
+            clean(Path(options.logs) / test.__name__, f"{options.prefix}{number}")
         return 0
     only = [word for word in options.only.split(",") if word]
     chosen = [(module, test) for module, test in every if not only or any(word in test.__name__ for word in only)]
