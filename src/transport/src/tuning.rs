@@ -108,7 +108,8 @@ impl Tuning {
             },
             max_queued_bytes: 256 << 20,
             idle_timeout: Duration::from_secs(10),
-            keep_alive_interval: Duration::from_secs(1),
+            // Three chances within the idle timeout; each costs a packet and a wake-up on both nodes for every idle resource.
+            keep_alive_interval: Duration::from_secs(3),
             initial_round_trip: Duration::from_millis(50),
             packets_per_acknowledgement: 16,
             acknowledgement_delay: Duration::from_millis(5),

@@ -50,8 +50,8 @@ type KnownMetadata = BTreeMap<(NodeIndex, usize, bool), (u64, Rc<Knowledge>)>;
 
 /// What the checkers remember.
 pub struct Checks {
-    /// Disks that were given up while writes were on their way to them whose receipt was a promise (protocol B), and that were all
-    /// there was.
+    /// Disks that were given up while writes were on their way to them that clients had been told of (protocols A and B), and that
+    /// were all there was.
     promises_lost: BTreeSet<(NodeIndex, usize)>,
     /// When a node was last connected to a peer anew.
     connected_since: BTreeMap<(NodeIndex, NodeIndex), Micros>,
@@ -206,7 +206,7 @@ impl World {
             .collect();
         let harmed = |&other: &NodeIndex| self.nodes[other].volumes[volume].loss >= Loss::Power;
         let received = holders.is_empty()
-            && self.settings.protocol == Protocol::B
+            && self.settings.protocol != Protocol::C
             && !self.nodes[node].is_primary()
             && self.nodes[node].volumes[volume].current;
         if received {
@@ -218,7 +218,7 @@ impl World {
         }
     }
 
-    /// An old disk is the newest that is left. If it was given up with promised writes on their way to it, and the other disk before
+    /// An old disk is the newest that is left. If it was given up with completed writes on their way to it, and the other disk before
     /// it, two disks failed one after the other: these writes are gone, and nothing else is.
     fn nothing_newer(&mut self, node: NodeIndex, volume: usize) {
         if !self.checks.promises_lost.remove(&(node, volume)) {

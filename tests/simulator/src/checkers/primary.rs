@@ -154,9 +154,11 @@ impl World {
         }
         // Apart from the others, the node goes its own way from here.
         let shared = (0..self.settings.nodes).any(|other| {
-            other != source
-                && self.nodes[other].volumes[volume].branch == branch
-                && !self.nodes[source].connected(other)
+            let without = (self.nodes[source].live_view())
+                .is_some_and(|view| view.peer_disk(other, volume) == DiskState::Diskless);
+            // A disk that its node has put away keeps what it holds.
+            let apart = !self.nodes[source].connected(other) || without && other != node;
+            other != source && self.nodes[other].volumes[volume].branch == branch && apart
         });
         // So do the peer's data from the disk of a node that works on them without its own.
         let own = &self.nodes[node].volumes[volume];
