@@ -3,7 +3,7 @@ import subprocess
 
 from cases_pair import check_role, start_again
 from machine import Failure, until
-from stage import MIB, connected
+from stage import MIB, RESOURCE, connected
 
 DATABASE = "postgresql@15-main"
 # The service needs the file system, which needs the device, which needs the role.
@@ -74,7 +74,7 @@ def test_postgresql_goes_where_the_role_goes_and_keeps_every_commit(stage):
 
     start_again(alice, bob)
     # And one command for the orderly way back: everything above the role is stopped before it.
-    bob.run("systemctl", "stop", "qrbd-promote@web", limit=180)
+    bob.run("systemctl", "stop", f"qrbd-promote@{RESOURCE}", limit=180)
     check_role(bob, "Secondary")
     alice.run("systemctl", "start", DATABASE, limit=180)
     check_ledger(alice, count + 1)

@@ -6,7 +6,7 @@ import re
 import time
 
 from machine import Failure, cable, until
-from stage import connected, daemon, role, until_connected, until_new_daemon, until_up_to_date
+from stage import DEVICE, RESOURCE, connected, daemon, role, until_connected, until_new_daemon, until_up_to_date
 
 
 def write(node, name, text):
@@ -33,7 +33,7 @@ def take_over(node):
 
 def hand_over(node):
     """Everything above the resource is stopped by stopping the role."""
-    node.run("systemctl", "stop", "qrbd-promote@web", limit=120)
+    node.run("systemctl", "stop", f"qrbd-promote@{RESOURCE}", limit=120)
     check_role(node, "Secondary")
     if node.run("mountpoint", "-q", "/data", check=False).returncode == 0:
         raise Failure(f"{node.name}: /data is mounted under a Secondary")
@@ -68,7 +68,7 @@ def test_restart_of_a_daemon_leaves_the_resource_and_its_role(stage):
     alice, bob = stage.pair()
     for node, wanted in ((bob, "Secondary"), (alice, "Primary")):
         # A client of the socket, as nbdfuse is one, does not outlive the daemon: it is stopped before.
-        node.run("systemctl", "stop", "qrbd-device@web")
+        node.run("systemctl", "stop", f"qrbd-device@{RESOURCE}")
         before = daemon(node)
         node.run("systemctl", "restart", "qrbd")
         if daemon(node) == before:
@@ -89,14 +89,14 @@ def test_killed_daemon_of_a_primary_is_primary_again(stage):
     until_up_to_date(alice)
     check_role(bob, "Secondary")
     # The file system lost its device with the process; a new one shows what was acknowledged.
-    alice.run("systemctl", "stop", "qrbd-device@web", check=False, limit=90)
+    alice.run("systemctl", "stop", f"qrbd-device@{RESOURCE}", check=False, limit=90)
     take_over(alice)
     check_file(alice, "before-kill", "acknowledged\n")
 
 
 def test_killed_daemon_stays_secondary_while_its_peer_is_away(stage):
     alice, bob = stage.pair()
-    alice.run("systemctl", "stop", "qrbd-device@web")
+    alice.run("systemctl", "stop", f"qrbd-device@{RESOURCE}")
     bob.run("ip", "link", "set", "lan", "down")
     before = daemon(alice)
     alice.run("kill", "-KILL", str(before))
@@ -107,7 +107,7 @@ def test_killed_daemon_stays_secondary_while_its_peer_is_away(stage):
         raise Failure(f"the log of alice does not say why: {alice.journal('-u', 'qrbd.service')}")
     bob.run("ip", "link", "set", "lan", "up")
     until_connected(alice)
-    alice.run("systemctl", "restart", "qrbd-promote@web", limit=120)
+    alice.run("systemctl", "restart", f"qrbd-promote@{RESOURCE}", limit=120)
     until_up_to_date(bob)
     take_over(alice)
 
@@ -160,7 +160,7 @@ WantedBy=network-online.target
     alice.write("/data/last", "written just before the end\n")
     alice.power_off()
     journal = alice.journal("-o", "cat", "-b")
-    steps = [r"Unmounted (data\.mount|/data)", r"Stopped qrbd-device@web", r"Stopped qrbd-promote@web", r"^stopped$|INFO stopped", r"Stopped qrbd\.service",
+    steps = [r"Unmounted (data\.mount|/data)", rf"Stopped qrbd-device@{RESOURCE}", rf"Stopped qrbd-promote@{RESOURCE}", r"^stopped$|INFO stopped", r"Stopped qrbd\.service",
              r"network is down"]
     places = [[match.start() for match in re.finditer(step, journal, re.MULTILINE)] for step in steps]
     if not all(places) or sorted(last := [place[-1] for place in places]) != last:
@@ -168,8 +168,8 @@ WantedBy=network-online.target
     if "qrbdd is still there" in journal:
         raise Failure("the network went before the daemon")
     # Demoted in order, so nothing is to be copied but what bob writes now, and the file system needs no recovery.
-    bob.run("systemctl", "start", "qrbd-device@web", limit=120)
-    features = bob.says("dumpe2fs", "-h", "/run/qrbd-device/web-0")
+    bob.run("systemctl", "start", f"qrbd-device@{RESOURCE}", limit=120)
+    features = bob.says("dumpe2fs", "-h", DEVICE)
     if "needs_recovery" in features:
         raise Failure(f"the file system was not unmounted: {features}")
     take_over(bob)

@@ -11,16 +11,18 @@ from machine import Disk, Failure, Machine, cable, image, run, until
 
 MIB = 1 << 20
 
-# The name of the resource is no other test's: loop devices are seen by the whole host with the paths of their files.
-CONFIGURATION = """\
-resource web {
-    net { protocol C; }
-    on alice { disk /dev/sdb; meta-disk internal; address 192.168.77.1:7789; }
-    on bob   { disk /dev/sdb; meta-disk internal; address 192.168.77.2:7789; }
-}
+# No other run's: loop devices are seen by the whole host, with the paths of their files as each machine names them.
+RESOURCE = f"web{os.getpid()}"
+DEVICE = f"/run/qrbd-device/{RESOURCE}-0"
+CONFIGURATION = f"""\
+resource {RESOURCE} {{
+    net {{ protocol C; }}
+    on alice {{ disk /dev/sdb; meta-disk internal; address 192.168.77.1:7789; }}
+    on bob   {{ disk /dev/sdb; meta-disk internal; address 192.168.77.2:7789; }}
+}}
 """
 # The file system of the tests: mounted by hand or by systemd, unmounted before what is under it goes.
-FSTAB = "/run/qrbd-device/web-0 /data ext4 noauto,nofail,_netdev,x-systemd.requires=qrbd-device@web.service 0 0\n"
+FSTAB = f"{DEVICE} /data ext4 noauto,nofail,_netdev,x-systemd.requires=qrbd-device@{RESOURCE}.service 0 0\n"
 
 
 class Stage:
@@ -94,33 +96,33 @@ class Stage:
             cable(alice, "192.168.77.1/24", bob, "192.168.77.2/24")
             for node in (alice, bob):
                 self.install(node)
-                node.write("/etc/qrbd.d/web.res", CONFIGURATION)
+                node.write(f"/etc/qrbd.d/{RESOURCE}.res", CONFIGURATION)
                 node.write("/etc/fstab", FSTAB)
                 node.write("/etc/default/qrbd", 'QRBD_UP=all\nQRBD_WAIT_CONNECT=3\n')
                 node.run("mkdir", "-p", "/data")
             alice.run("qrbdadm", "keygen")
             bob.write("/etc/qrbd/authkey", alice.run("cat", "/etc/qrbd/authkey").stdout, 0o400)
             for node in (alice, bob):
-                node.run("qrbdadm", "create-md", "--force", "web")
+                node.run("qrbdadm", "create-md", "--force", RESOURCE)
                 node.run("systemctl", "enable", "--now", "qrbd")
             until_connected(alice)
-            alice.run("qrbdadm", "primary", "--force", "web")
-            alice.run("qrbdadm", "wait-sync", "web")
+            alice.run("qrbdadm", "primary", "--force", RESOURCE)
+            alice.run("qrbdadm", "wait-sync", RESOURCE)
             for node in (alice, bob):
                 node.run("systemctl", "daemon-reload")
-            alice.run("systemctl", "start", "qrbd-device@web")
-            alice.run("mkfs.ext4", "-q", "/run/qrbd-device/web-0")
+            alice.run("systemctl", "start", f"qrbd-device@{RESOURCE}")
+            alice.run("mkfs.ext4", "-q", DEVICE)
             alice.run("systemctl", "start", "data.mount")
             self.both = alice, bob
         return self.both
 
 
-def role(node, resource="web"):
+def role(node, resource=RESOURCE):
     return node.says("qrbdadm", "role", resource, check=False).split("/")[0]
 
 
 def connected(node):
-    return node.says("qrbdadm", "cstate", "web", check=False) == "Connected"
+    return node.says("qrbdadm", "cstate", RESOURCE, check=False) == "Connected"
 
 
 def until_connected(node):
@@ -128,7 +130,7 @@ def until_connected(node):
 
 
 def until_up_to_date(node):
-    until(f"{node.name}: both disks UpToDate", 60, lambda: node.says("qrbdadm", "dstate", "web", check=False) == "UpToDate/UpToDate")
+    until(f"{node.name}: both disks UpToDate", 60, lambda: node.says("qrbdadm", "dstate", RESOURCE, check=False) == "UpToDate/UpToDate")
 
 
 def daemon(node):
