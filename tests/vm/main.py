@@ -9,7 +9,8 @@ import traceback
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.dont_write_bytecode = True
 
-from cases import ext4, others  # noqa: E402 - the path comes first
+import selftest  # noqa: E402 - the path comes first
+from cases import ext4, others  # noqa: E402
 from cases.stage import Stage  # noqa: E402
 from harness.guest import GuestError  # noqa: E402
 from harness.node import Wrong  # noqa: E402
@@ -35,7 +36,10 @@ def main(arguments):
     parser.add_argument("--only", action="append", metavar="NAME", help="this test (the beginning of its name is enough); may be repeated")
     parser.add_argument("--keep", action="store_true", help="keep images and logs of every pair")
     parser.add_argument("--programs", default=os.path.join(target, "debug"), metavar="DIR", help="where qrbdd, qrbdadm and qrbd-load are")
+    parser.add_argument("--self-test", action="store_true", help="only check, without guests, that the judgements notice what is wrong")
     options = parser.parse_args(arguments)
+    if options.self_test:
+        return selftest.main()
     tests = [test for test in TESTS if not options.only or any(test.__name__.startswith(name) for name in options.only)]
     if options.list:
         for test in tests:
