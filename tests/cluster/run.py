@@ -162,7 +162,13 @@ def main():
     if not chosen:
         print("test-cluster: no test of that name; see --list", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+    def end(*_):
+        # Once: what follows is cleaning up.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, end)
     results = run_all(chosen, options)
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return 0 if all(results) else 1
