@@ -96,6 +96,30 @@ fn a_broken_resource_does_not_stop_the_others() {
 }
 
 #[test]
+fn what_is_up_can_be_asked_about_and_taken_down_without_its_configuration() {
+    let broken: fn(&str) -> String = |text| text.replacen('{', "{ {", 1);
+    let gone: fn(&str) -> String = |_| String::new();
+    for change in [broken, gone] {
+        let mut pair = prepared();
+        pair.alice.start();
+        pair.alice.command("up");
+        edit(&pair.alice, |text| change(&text));
+        for (words, answer) in [("role r0", "Secondary\n"), ("cstate r0", "Connecting\n")] {
+            let told = pair.alice.admin(words.split(' '));
+            assert_eq!((told.code, told.stdout.as_str()), (0, answer), "{told}");
+            assert!(told.stderr.contains("warning: r0 is up"), "{told}");
+        }
+        assert_eq!(pair.alice.admin(["status", "r0"]).code, 0);
+        assert_eq!(pair.alice.admin(["secondary", "r0"]).code, 0);
+        // What needs the file says what is wrong with it, and so does a resource that nobody knows.
+        assert_ne!(pair.alice.admin(["adjust", "r0"]).code, 0);
+        assert_ne!(pair.alice.admin(["role", "r1"]).code, 0);
+        assert_eq!(pair.alice.admin(["down", "all"]).code, 0);
+        assert_ne!(pair.alice.admin(["role", "r0"]).code, 0);
+    }
+}
+
+#[test]
 fn a_missing_configuration_file_is_named() {
     let pair = prepared();
     fs::remove_file(&pair.alice.configuration).unwrap();

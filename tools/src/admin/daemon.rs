@@ -15,7 +15,18 @@ use super::{Context, EXIT_CONFIGURATION, EXIT_USAGE, Failure, Outcome};
 impl Context {
     /// Asks the daemon for `command` on each target.
     pub(super) fn ask(&self, name: &str, targets: &[String], command: Command) -> Outcome {
-        let targets = self.targets(targets)?;
+        let takes_down = matches!(
+            command,
+            Command::Down
+                | Command::Secondary { .. }
+                | Command::Detach { .. }
+                | Command::Disconnect { .. }
+        );
+        let targets = if takes_down {
+            self.targets(targets)?
+        } else {
+            self.configured_targets(targets)?
+        };
         if matches!(command, Command::Up | Command::Adjust | Command::Attach)
             && !self.global.dry_run
         {
@@ -185,8 +196,74 @@ impl Context {
             .find(|entry| entry.name == resource))
     }
 
-    /// The targets as the daemon gets them: one per resource.
+    /// The targets as the daemon gets them, one per resource: what the configuration names, and what is up although the
+    /// configuration does not tell of it any more. A file that was broken or removed must not stop anybody from asking about a
+    /// resource that runs, or from taking it down.
+    ///
+    /// # Errors
+    /// Neither knows the name.
     pub(super) fn targets(&self, texts: &[String]) -> Result<Vec<Target>, Failure> {
+        let nothing = [String::from("all")];
+        let texts = if texts.is_empty() { &nothing } else { texts };
+        let mut targets = Vec::new();
+        for text in texts {
+            match self.configured_targets(std::slice::from_ref(text)) {
+                Ok(configured) => {
+                    // All means all: what the configuration does not tell of any more, too.
+                    let mut others = match text.as_str() {
+                        "all" => self.targets_that_are_up(text),
+                        _ => Vec::new(),
+                    };
+                    others.retain(|up| configured.iter().all(|one| one.resource != up.resource));
+                    targets.extend(configured.into_iter().chain(others));
+                }
+                Err(failure) => {
+                    let up = self.targets_that_are_up(text);
+                    if up.is_empty() {
+                        return Err(failure);
+                    }
+                    complain!("{}", failure.message);
+                    complain!("warning: {text} is up, so it is taken as the daemon knows it");
+                    targets.extend(up);
+                }
+            }
+        }
+        Ok(targets)
+    }
+
+    fn targets_that_are_up(&self, text: &str) -> Vec<Target> {
+        let Ok(target) = parse_target(text) else {
+            return Vec::new();
+        };
+        if let Some(name) = &target.resource
+            && self
+                .configuration()
+                .select(std::slice::from_ref(name))
+                .is_ok()
+        {
+            // The resource is well defined; it has no such part.
+            return Vec::new();
+        }
+        // Without a daemon nothing is up.
+        let whole = Target {
+            volume: None,
+            peer: None,
+            ..target.clone()
+        };
+        let Ok(Some(report)) = self.report_if_running(Command::Status, whole) else {
+            return Vec::new();
+        };
+        match &target.resource {
+            Some(name) if report.resources.iter().any(|entry| entry.name == *name) => vec![target],
+            Some(_) => Vec::new(),
+            None => (report.resources.iter())
+                .map(|entry| Target::resource(&entry.name))
+                .collect(),
+        }
+    }
+
+    /// The targets that the configuration names.
+    fn configured_targets(&self, texts: &[String]) -> Result<Vec<Target>, Failure> {
         let by_form =
             self.face == Face::Drbdsetup && !texts.iter().any(|text| minor_of(text).is_some());
         if by_form {
