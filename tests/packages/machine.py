@@ -171,9 +171,9 @@ class Machine:
         self.write("/etc/hostname", f"{name}\n")
         self.write("/etc/hosts", "127.0.0.1 localhost\n")
         self.write("/etc/machine-id", hashlib.sha256(name.encode()).hexdigest()[:32] + "\n")
-        # There is no terminal, and nothing that these could set.
+        # There is no terminal, nothing that these could set, and no database but the one of a test.
         for unit in ("console-getty.service", "getty.target", "systemd-logind.service", "systemd-timesyncd.service", "apt-daily.timer",
-                     "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service", "man-db.timer"):
+                     "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service", "man-db.timer", "postgresql.service"):
             os.symlink("/dev/null", self.path(f"/etc/systemd/system/{unit}"))
 
     def path(self, inside):
