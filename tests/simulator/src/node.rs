@@ -65,6 +65,8 @@ pub struct NodeVolume {
     pub disk_branch: Option<usize>,
     /// What was lost since it was last in sync.
     pub loss: Loss,
+    /// It crashed while it was Primary since it was last in sync.
+    pub killed_as_primary: bool,
     /// The engine was given the disk.
     pub attached: bool,
     /// The engine refused the disk the last time.

@@ -110,7 +110,10 @@ impl World {
             } else {
                 state.disk.process_ends(&mut self.disk_random, &mut changed);
             }
-            state.loss = state.loss.max(match (power, primary) {
+            // What a Primary wrote before its process was killed is lost with the power as if it were Primary still.
+            let was_primary = state.killed_as_primary && state.loss != Loss::Nothing;
+            state.killed_as_primary = primary || was_primary;
+            state.loss = state.loss.max(match (power, primary || was_primary) {
                 (true, true) => Loss::PrimaryPower,
                 (true, false) => Loss::Power,
                 (false, _) => Loss::Process,

@@ -419,6 +419,7 @@ impl World {
             branch: self.branches.len() - 1,
             disk_branch: None,
             loss: Loss::Nothing,
+            killed_as_primary: false,
             attached: false,
             attach_refused: false,
             attaching: None,
