@@ -120,6 +120,11 @@ def flapping_ends_with_the_newest_wish(lab):
     until("nodea has come to rest", lambda: lab.state("nodea") == "serving", 90)
     whole(lab, "nodea")
     client.is_answered()
+    lab.say("an older notify comes late: its process began before the newer one's")
+    late = "sh -c 'sleep 1; exec qrbd-failover notify INSTANCE qrbd FAULT 150' & sleep 0.2; qrbd-failover notify INSTANCE qrbd MASTER 150; wait"
+    lab.on("nodea", "sh", "-c", late)
+    assert "keepalived says FAULT: overtaken by a newer wish" in lab.log("nodea"), lab.log("nodea")[-600:]
+    whole(lab, "nodea")
     lab.say("the link flaps")
     for _ in range(4):
         lab.cut("nodea")
