@@ -116,7 +116,7 @@ def measure(setting, folder, options):
     pair = Pair(setting, os.path.join(folder, "pair"), disk_mib=options.disk_mib, memory_mib=768, link="stream",
                 first_disk_mib=options.disk_mib, more_disks_mib=[options.disk_mib])
     record = {"rounds": options.rounds, "seconds": options.seconds, "disk_mib": options.disk_mib, "figures": {}, "resync": {},
-              "date": time.strftime("%Y-%m-%d"), "load_before": os.getloadavg()[0]}
+              "dirty_mib": options.dirty_mib, "date": time.strftime("%Y-%m-%d"), "load_before": os.getloadavg()[0]}
     try:
         pair.start()
         nodes = [Node(pair, name) for name in ("node1", "node2")]
@@ -145,8 +145,11 @@ def measure(setting, folder, options):
                 took = resync(replica, TARGETS[name], options.dirty_mib)
                 record["resync"].setdefault(name, []).append(took)
                 say(f"round {turn + 1}: resync of {options.dirty_mib} MiB: {name} {took:.1f} s")
-        record["dirty_mib"] = options.dirty_mib
-        record["load_after"] = os.getloadavg()[0]
+            record["rounds"] = turn + 1
+            record["load_after"] = os.getloadavg()[0]
+            # After each round: what a failure in a later one must not take away.
+            with open(os.path.join(options.output, "bench-drbd.json"), "w", encoding="utf-8") as file:
+                json.dump(record, file, indent=1)
         return record
     except GuestError:
         pair.keep_logs(os.path.join(options.output, "logs"))
@@ -175,7 +178,8 @@ def ratios(record):
 def table(record):
     lines = [
         f"{record['rounds']} rounds of {record['seconds']} s, in turns; Linux {record['kernel']}, DRBD {record['drbd']}; protocol C; round trip "
-        f"{record['round_trip_ms']} ms; {record['date']}, load of the machine {record['load_before']:.1f} before",
+        f"{record['round_trip_ms']} ms; {record['date']}, load of the machine {record['load_before']:.1f} before and "
+        f"{record.get('load_after', 0):.1f} after",
         f"{'':34} {'bare disk':>22} {'DRBD':>22} {'QRBD':>22} {'QRBD / DRBD':>12}",
     ]
     ratio = ratios(record)
@@ -187,8 +191,7 @@ def table(record):
             values = [figure for figure, _ in record["figures"][load][name]]
             cells.append(f"{middle(values):.0f} ({spread(values)})")
         lines.append(f"{words + ', ' + unit:34} " + " ".join(f"{cell:>22}" for cell in cells) + f" {ratio[load]:>12.2f}")
-    for load, (words, _, _) in LOADS.items():
-        if load in record["figures"] and load.endswith("-1"):
+        if load == "write-4k-1":
             cells = [f"{middle([median for _, median in record['figures'][load][name]]):.0f} us" for name in TARGETS]
             lines.append(f"{'  its median latency':34} " + " ".join(f"{cell:>22}" for cell in cells))
     cells = ["", *(f"{middle(record['resync'][name]):.1f} s" for name in ("drbd", "qrbd"))]
@@ -248,8 +251,6 @@ def main(arguments):
                 record = measure(setting, folder, options)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            with open(os.path.join(options.output, "bench-drbd.json"), "w", encoding="utf-8") as file:
-                json.dump(record, file, indent=1)
         text = table(record)
         with open(os.path.join(options.output, "bench-drbd.txt"), "w", encoding="utf-8") as file:
             file.write(text)
