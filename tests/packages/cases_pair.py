@@ -1,4 +1,4 @@
-"""Two machines: a replicated disk under systemd, through restarts, kills, hangs, shutdowns and a loss of power.
+"""Two machines: a replicated disk under systemd, through restarts, kills, hangs, shutdowns and a sudden death.
 
 Each test gets the pair as stage.pair() describes it and leaves it so.
 """
@@ -179,13 +179,13 @@ WantedBy=network-online.target
     take_over(alice)
 
 
-def test_power_loss_of_the_primary_loses_nothing_and_it_comes_back_as_a_copy(stage):
+def test_sudden_death_of_the_primary_loses_nothing_and_it_comes_back_as_a_copy(stage):
     alice, bob = stage.pair()
-    write(alice, "synced", "before the power went\n")
+    write(alice, "synced", "before it died\n")
     alice.kill()
     until("bob sees that alice is gone", 60, lambda: not connected(bob))
     take_over(bob)
-    check_file(bob, "synced", "before the power went\n")
+    check_file(bob, "synced", "before it died\n")
     write(bob, "alone", "while alice was away\n")
     start_again(alice, bob)
     check_role(bob, "Primary")

@@ -271,7 +271,7 @@ class Machine:
         self.gone()
 
     def kill(self):
-        """The end without warning, as by a lost supply of power; its disks keep what they had been given."""
+        """The end without warning: everything in it is gone at once. Its disks keep what they had been given, the host's page cache included."""
         if self.process is not None:
             loops = self.loops()
             if self.pid is not None:
