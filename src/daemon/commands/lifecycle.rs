@@ -4,6 +4,7 @@
 //! the options that changed. A step that is refused does not undo the steps before it: the resource stays up as far as it came.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use qrbd_control::{KernelError, Progress, Refusal, RefusalKind, Response, Target};
 use qrbd_engine::Command as Order;
@@ -17,6 +18,9 @@ use crate::daemon::Daemon;
 use crate::kernel::Unchanged;
 use crate::plan::ResourcePlan;
 use crate::resource::Shared;
+
+/// How long the end of a resource in use may take.
+const PART_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `up` and `adjust`.
 pub(super) async fn up(
@@ -320,23 +324,30 @@ pub(super) async fn down(daemon: &Rc<Daemon>, target: &Target) -> Response {
 }
 
 async fn down_one(daemon: &Daemon, shared: &Rc<Shared>) -> Result<(), Refusal> {
-    let refused = |refusal| explained(shared, refusal);
     demote(daemon, shared, false).await?;
-    let plan = shared.plan();
-    for peer in &plan.peers {
+    disconnect_all(shared).await?;
+    detach_all(shared).await?;
+    info!("{}: down", shared.name);
+    daemon.forget(shared).await;
+    Ok(())
+}
+
+async fn disconnect_all(shared: &Shared) -> Result<(), Refusal> {
+    for peer in &shared.plan().peers {
         disconnect(shared, peer.node_id).await?;
     }
-    for volume in &plan.volumes {
-        shared
-            .command(Order::Detach {
-                volume: volume.number,
-                force: false,
-            })
-            .await
-            .map_err(refused)?;
+    Ok(())
+}
+
+async fn detach_all(shared: &Shared) -> Result<(), Refusal> {
+    for volume in &shared.plan().volumes {
+        let order = Order::Detach {
+            volume: volume.number,
+            force: false,
+        };
+        let detached = shared.command(order).await;
+        detached.map_err(|refusal| explained(shared, refusal))?;
     }
-    info!("{}: down", plan.name);
-    daemon.forget(shared).await;
     Ok(())
 }
 
@@ -344,9 +355,7 @@ async fn down_one(daemon: &Daemon, shared: &Rc<Shared>) -> Result<(), Refusal> {
 /// is not even tried.
 pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>, goes_on: bool) {
     if goes_on && daemon.kernel.serves(&shared.name) {
-        daemon.kernel.keep(&shared.name).await;
-        daemon.forget(shared).await;
-        return;
+        return end_in_use(daemon, shared).await;
     }
     if let Err(refusal) = down_one(daemon, shared).await {
         let held = matches!(refusal.kind, RefusalKind::StateChange(-12));
@@ -356,7 +365,34 @@ pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>, goes_on: bool) {
             &refusal.text
         };
         warn!("{}: left as it is: {why}", shared.name);
-        daemon.kernel.keep(&shared.name).await;
-        daemon.forget(shared).await;
+        if daemon.kernel.serves(&shared.name) {
+            end_in_use(daemon, shared).await;
+        } else {
+            daemon.forget(shared).await;
+        }
     }
+}
+
+/// Ends a resource whose kernel devices are in use: they wait for the next daemon, and the role is given up in order, so that the next one
+/// has nothing to recover.
+async fn end_in_use(daemon: &Daemon, shared: &Rc<Shared>) {
+    daemon.kernel.keep(shared).await;
+    let parted = tokio::time::timeout(PART_PATIENCE, async {
+        let demoted = shared.command(Order::Demote { force: true }).await;
+        demoted.map_err(|refusal| explained(shared, refusal))?;
+        disconnect_all(shared).await?;
+        daemon.kernel.vouch(shared);
+        detach_all(shared).await
+    });
+    match parted.await {
+        Ok(Ok(())) => {}
+        Ok(Err(refusal)) => warn!("{}", refusal.message(&shared.name)),
+        Err(_) => warn!(
+            "{}: not ended in order within {} s",
+            shared.name,
+            PART_PATIENCE.as_secs()
+        ),
+    }
+    daemon.kernel.vouch(shared);
+    daemon.forget(shared).await;
 }

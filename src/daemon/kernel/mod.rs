@@ -27,7 +27,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use qrbd_control::{Refusal, StateChangeError, StatusReport, refusal};
 use qrbd_engine::api::Notice;
-use qrbd_engine::state::{ReplicationState, Role};
+use qrbd_engine::state::{ConnectionState, ReplicationState, Role};
+use qrbd_engine::status::PeerStatus;
 use qrbd_engine::units::VolumeNumber;
 use qrbd_kernel_device::holders::{self, Holder};
 use qrbd_kernel_device::inherit::Inherited;
@@ -39,7 +40,7 @@ use tracing::{error, info, warn};
 
 use self::blocking::{Found, Wanted};
 use self::device::{Device, described, pairs};
-use self::remembered::{Key, Remembered, RememberedDevice};
+use self::remembered::{HandedOver, Key, Remembered, RememberedDevice};
 use crate::front::DirectFront;
 use crate::plan::{ResourcePlan, VolumePlan};
 use crate::resource::Shared;
@@ -124,7 +125,7 @@ impl KernelDevices {
         let mut names = BTreeSet::new();
         for resource in self.remembered.resources() {
             for (_, device) in self.remembered.devices(&resource) {
-                names.extend(device.handed.map(|(name, _)| name));
+                names.extend(device.handed.map(|handed| handed.name));
             }
         }
         self.inherited.borrow_mut().retain(|(name, socket)| {
@@ -523,8 +524,9 @@ impl KernelDevices {
             };
             self.remembered.set_device(&device.key, spent);
         }
-        let sockets =
-            handed.map_or_else(Vec::new, |(name, count)| self.inherited_under(&name, count));
+        let sockets = handed.map_or_else(Vec::new, |handed| {
+            self.inherited_under(&handed.name, handed.count)
+        });
         let (places, wanted) = (self.places.clone(), device.wanted.clone());
         if sockets.is_empty() {
             let (ours, theirs) = pairs(SOCKETS).map_err(|error| error.to_string())?;
@@ -669,12 +671,22 @@ impl KernelDevices {
 
     /// The resource stops although its devices are in use: they wait for the next daemon. When this returns, no session is left that could
     /// answer with an error.
-    pub(crate) async fn keep(&self, resource: &str) {
+    pub(crate) async fn keep(&self, shared: &Shared) {
+        let resource = &*shared.name;
+        let peers: Vec<u8> = shared
+            .status()
+            .peers
+            .iter()
+            .filter(|peer| peer.connection == ConnectionState::Connected)
+            .map(|peer| peer.node_id.0)
+            .collect();
         for device in self.devices_of(resource) {
             let sockets = device.keep().await;
             device.cut();
             self.devices.borrow_mut().remove(&device.key);
             let path = self.places.device(device.wanted.index);
+            // Until it is vouched for.
+            self.distrust(&device.key);
             let Some(remembered) = self.remembered.device(&device.key) else {
                 continue;
             };
@@ -694,7 +706,11 @@ impl KernelDevices {
             let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
             let moment = since_epoch.map_or(0, |time| time.as_nanos());
             let name = format!("nbd{}.{moment:x}", device.wanted.index);
-            let handed = Some((name.clone(), sockets.len()));
+            let handed = Some(HandedOver {
+                name: name.clone(),
+                count: sockets.len(),
+                peers: peers.clone(),
+            });
             self.remembered.set_device(
                 &device.key,
                 RememberedDevice {
@@ -703,6 +719,29 @@ impl KernelDevices {
                 },
             );
             self.handed.borrow_mut().push(Handed { name, sockets });
+        }
+    }
+
+    /// The users of the devices that were kept have seen the data as they are: this node is Primary still, or left its peers without having
+    /// agreed to another one.
+    pub(crate) fn vouch(&self, shared: &Shared) {
+        let status = shared.status();
+        let alone = |peer: &PeerStatus| peer.connection == ConnectionState::StandAlone;
+        let nobody_else = !shared.agreed_to_a_successor() && status.peers.iter().all(alone);
+        if status.role != Role::Primary && !nobody_else {
+            return;
+        }
+        for (volume, device) in self.remembered.devices(&shared.name) {
+            let generation = shared.current_generation(VolumeNumber(volume));
+            // A disk that was detached after it was vouched for.
+            if generation != 0 {
+                let key = (shared.name.to_string(), volume);
+                let vouched = RememberedDevice {
+                    generation,
+                    ..device
+                };
+                self.remembered.set_device(&key, vouched);
+            }
         }
     }
 

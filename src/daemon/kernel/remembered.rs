@@ -29,8 +29,19 @@ pub(super) struct RememberedDevice {
     pub(super) backend: String,
     /// The generation of the data that whoever uses the device has seen; 0: it is not known any more.
     pub(super) generation: u64,
-    /// The name of the sockets that were handed over between two requests, and how many they are.
-    pub(super) handed: Option<(String, usize)>,
+    /// Set if its sockets were handed over between two requests.
+    pub(super) handed: Option<HandedOver>,
+}
+
+/// What was handed over in a planned restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HandedOver {
+    /// The name of the sockets.
+    pub(super) name: String,
+    /// How many they are.
+    pub(super) count: usize,
+    /// The peers (node ids) that were connected: what the others have done since is no less known than it was before.
+    pub(super) peers: Vec<u8>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,8 +163,9 @@ fn text(state: &State) -> String {
             text,
             "device {resource} {volume} {index} {backend} {generation:016x}"
         );
-        if let Some((name, count)) = handed {
-            let _ = write!(text, " {name} {count}");
+        if let Some(HandedOver { name, count, peers }) = handed {
+            let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
+            let _ = write!(text, " {name} {count} {}", peers.join(","));
         }
         text.push('\n');
     }
@@ -187,7 +199,11 @@ fn parse(text: &str) -> Result<State, usize> {
             ] => {
                 let handed = match handed {
                     [] => None,
-                    [name, count] => Some(((*name).to_owned(), count.parse().map_err(|_| wrong)?)),
+                    [name, count, peers] => Some(HandedOver {
+                        name: (*name).to_owned(),
+                        count: count.parse().map_err(|_| wrong)?,
+                        peers: parse_peers(peers).ok_or(wrong)?,
+                    }),
                     _ => return Err(wrong),
                 };
                 let key = (resource.to_owned(), volume.parse().map_err(|_| wrong)?);
@@ -205,11 +221,27 @@ fn parse(text: &str) -> Result<State, usize> {
     Ok(state)
 }
 
+/// `0,3`, or nothing.
+fn parse_peers(text: &str) -> Option<Vec<u8>> {
+    if text.is_empty() {
+        return Some(Vec::new());
+    }
+    text.split(',').map(|peer| peer.parse().ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn device(handed: Option<(String, usize)>) -> RememberedDevice {
+    fn handed(peers: &[u8]) -> Option<HandedOver> {
+        Some(HandedOver {
+            name: "nbd3.17".to_owned(),
+            count: 4,
+            peers: peers.to_vec(),
+        })
+    }
+
+    fn device(handed: Option<HandedOver>) -> RememberedDevice {
         RememberedDevice {
             index: 3,
             backend: "qrbd:alice:r0/0:00000000000000ff".to_owned(),
@@ -227,16 +259,18 @@ mod tests {
         first.set_up("r1", true);
         first.set_up("r1", false);
         let key = ("r0".to_owned(), 0);
-        first.set_device(&key, device(Some(("nbd3.17".to_owned(), 4))));
-        first.set_device(&("r0".to_owned(), 1), device(None));
+        first.set_device(&key, device(handed(&[1, 2])));
+        first.set_device(&("r0".to_owned(), 1), device(handed(&[])));
+        first.set_device(&("r0".to_owned(), 2), device(None));
 
         let second = Remembered::read(directory.path());
         assert_eq!(second.resources(), ["r0"]);
-        assert_eq!(
-            second.device(&key),
-            Some(device(Some(("nbd3.17".to_owned(), 4))))
+        let devices = second.devices("r0");
+        let expected = [handed(&[1, 2]), handed(&[]), None].map(device);
+        assert!(
+            devices.iter().map(|(_, device)| device).eq(&expected),
+            "{devices:?}"
         );
-        assert_eq!(second.devices("r0").len(), 2);
         second.forget_device(&key);
         assert_eq!(Remembered::read(directory.path()).device(&key), None);
     }

@@ -1,6 +1,7 @@
 //! After a restart of the daemon under a device in use: back to Primary, if the engine's rules allow it.
 //!
-//! Peers are given a moment to connect first, so that a node that took over meanwhile is heard before this one decides.
+//! Peers are given a moment to connect first, so that a node that took over meanwhile is heard before this one decides; after a planned
+//! restart only those that were connected before.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,10 +23,23 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 /// Promotes a resource again whose devices outlived an earlier daemon. Returns when it is Primary, or when a person has to decide.
 pub(crate) async fn resume(daemon: &Rc<Daemon>, shared: &Rc<Shared>) {
     let kernel = &daemon.kernel;
+    let inherited = kernel.inherited_names();
     let mut waiting = Vec::new();
+    // After a planned restart those count that were connected; after a crash all, and nothing is known of any.
+    let mut expected = Some(Vec::new());
     for (volume, device) in kernel.remembered.devices(&shared.name) {
         match blocking::look(&kernel.places, device.index, &device.backend) {
-            Found::Ours => waiting.push(kernel.places.device(device.index).display().to_string()),
+            Found::Ours => {
+                waiting.push(kernel.places.device(device.index).display().to_string());
+                // Where the sockets are not here any more, time has passed.
+                let handed = device
+                    .handed
+                    .filter(|handed| inherited.contains(&handed.name));
+                match (&mut expected, handed) {
+                    (Some(expected), Some(handed)) => expected.extend(handed.peers),
+                    (expected, _) => *expected = None,
+                }
+            }
             // Disconnected meanwhile.
             _ => kernel
                 .remembered
@@ -64,7 +78,12 @@ pub(crate) async fn resume(daemon: &Rc<Daemon>, shared: &Rc<Shared>) {
             kernel.distrust_all(&shared.name);
             return give_up(shared, &devices, &why);
         }
-        let all_there = status.peers.iter().all(|peer| connected(peer.connection));
+        let all_there = status.peers.iter().all(|peer| {
+            connected(peer.connection)
+                || expected
+                    .as_ref()
+                    .is_some_and(|expected| !expected.contains(&peer.node_id.0))
+        });
         if (!late && !all_there) || shared.compares() {
             tokio::time::sleep(pause).await;
             continue;

@@ -8,7 +8,7 @@ use qrbd_config::OnIoError;
 use qrbd_disk::{Completion, Disk, Reactor, UringReactor};
 use qrbd_engine::api::{ClientError, Effect, Event, Notice};
 use qrbd_engine::metadata::image::MetadataImage;
-use qrbd_engine::state::{DiskState, Refusal};
+use qrbd_engine::state::{DiskState, Refusal, Role};
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, Time, VolumeNumber};
 use qrbd_engine::wire::message::{Message, Protocol};
@@ -56,8 +56,10 @@ pub(crate) struct Core {
     role_changed: bool,
     /// Something was given to the network since the disks were flushed last.
     sent: bool,
-    /// This node agreed that another one becomes Primary, since the daemon was started.
-    agreed_to_another: bool,
+    /// How often this node agreed that another one becomes Primary, since the daemon was started.
+    agreements: u64,
+    /// As many as that were when this node became Primary last.
+    agreements_before: u64,
     pub(super) marks: Marks,
 }
 
@@ -92,7 +94,8 @@ impl Core {
             completions: Vec::new(),
             role_changed: false,
             sent: false,
-            agreed_to_another: false,
+            agreements: 0,
+            agreements_before: 0,
             marks: Marks::default(),
         }
     }
@@ -112,7 +115,12 @@ impl Core {
 
     /// True if this node agreed that another one becomes Primary, since the daemon was started.
     pub(super) fn agreed_to_another(&self) -> bool {
-        self.agreed_to_another
+        self.agreements > 0
+    }
+
+    /// True if this node agreed that another one becomes Primary, since it was Primary itself.
+    pub(super) fn agreed_to_a_successor(&self) -> bool {
+        self.agreements != self.agreements_before
     }
 
     /// Another plan of the same shape counts.
@@ -340,8 +348,9 @@ impl Core {
                 message,
             } => {
                 self.sent = true;
-                self.agreed_to_another |=
-                    matches!(message, Message::PromoteReply { refusal: 0, .. });
+                if let Message::PromoteReply { refusal: 0, .. } = message {
+                    self.agreements += 1;
+                }
                 self.network.send(peer, session, message);
             }
             Effect::CloseSession { peer, session } => self.network.close_session(peer, session),
@@ -364,6 +373,12 @@ impl Core {
             Effect::Notice(notice) => {
                 self.log(&notice);
                 self.marks.notice(now, &notice);
+                if let Notice::Role {
+                    to: Role::Primary, ..
+                } = notice
+                {
+                    self.agreements_before = self.agreements;
+                }
                 self.role_changed |= matches!(notice, Notice::Role { .. });
                 // Nobody listens most of the time.
                 let _ = self.notices.send(notice);

@@ -235,6 +235,11 @@ impl Shared {
             .map_or(0, |identifiers| identifiers.current().0)
     }
 
+    /// True if this node agreed that another one becomes Primary, since it was Primary itself.
+    pub(crate) fn agreed_to_a_successor(&self) -> bool {
+        self.core.borrow().agreed_to_a_successor()
+    }
+
     /// True while a comparison with a peer is under way whose outcome may make this node's generation another one.
     pub(crate) fn compares(&self) -> bool {
         use qrbd_engine::state::ReplicationState as State;

@@ -2,7 +2,7 @@
 //!
 //! A program that serves the device under a mounted file system is part of the way that frees memory. Three things keep it from waiting
 //! for itself: its disks are opened with O_DIRECT (elsewhere), its pages are locked so that none has to be read back, and its
-//! allocations never start writeback (`PR_SET_IO_FLUSHER`).
+//! allocations never start writeback (`PR_SET_IO_FLUSHER`). When memory runs out all the same, others are ended before it.
 
 use nix::errno::Errno;
 use nix::sys::mman::{MlockAllFlags, mlockall};
@@ -25,7 +25,22 @@ pub fn protect() -> Vec<String> {
     if let Err(text) = lock_memory() {
         refused.push(text);
     }
+    if let Err(error) = spare_from_oom_killer() {
+        refused.push(format!("oom_score_adj: {error}"));
+    }
     refused
+}
+
+/// Has others ended first when memory runs out, unless that was arranged already.
+fn spare_from_oom_killer() -> std::io::Result<()> {
+    /// As good as never, without being an exception for ever.
+    const SCORE: i32 = -900;
+    let path = "/proc/self/oom_score_adj";
+    let now: Option<i32> = std::fs::read_to_string(path)?.trim().parse().ok();
+    if now.is_some_and(|now| now <= SCORE) {
+        return Ok(());
+    }
+    std::fs::write(path, SCORE.to_string())
 }
 
 /// True if this process may configure devices (`CAP_SYS_ADMIN`).
@@ -86,6 +101,7 @@ mod tests {
         for line in protect() {
             assert!(
                 line.starts_with("PR_SET_IO_FLUSHER: ")
+                    || line.starts_with("oom_score_adj: ")
                     || line.starts_with("memory is not locked: "),
                 "{line}"
             );
