@@ -64,8 +64,10 @@ class KeepalivedLab(Lab):
         self.on(node, "sh", "-c", f"{words} </dev/null >>/var/log/keepalived.log 2>&1 &")
 
     def stop_keepalived(self, node):
+        """As systemd does with the drop-in that is shipped: keepalived does not wait long for its last notify, ExecStopPost does."""
         self.on(node, "sh", "-c", "kill $(cat /run/keepalived.pid)")
         until(f"keepalived of {node} has ended", lambda: self.on(node, "pgrep", "--exact", "keepalived", check=False).code == 1)
+        self.on(node, "qrbd-failover", "release")
 
     def kill_keepalived(self, node):
         """Without a farewell to the other node: the parent cannot do anything about the child's end."""
