@@ -1,7 +1,7 @@
 //! The kernel's NBD devices: attached while a resource is Primary, taken over from an earlier daemon, given up on demotion.
 //!
 //! [`KernelDevices`] owns which devices are attached, `device` the sessions of one, `blocking` what is asked of the kernel, `remembered` what
-//! outlives the daemon, `resume` the way back to Primary after a restart.
+//! outlives the daemon, `succession` which waiting devices may go on, `resume` the way back to Primary after a restart.
 //!
 //! Invariants:
 //! - The thread that serves requests never waits for the kernel: connecting makes the kernel read from us.
@@ -16,31 +16,27 @@ mod blocking;
 mod device;
 mod remembered;
 pub(crate) mod resume;
+mod succession;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use qrbd_control::{Refusal, StateChangeError, StatusReport, refusal};
-use qrbd_engine::api::Notice;
-use qrbd_engine::state::{ConnectionState, ReplicationState, Role};
-use qrbd_engine::status::PeerStatus;
+use qrbd_control::{Refusal, StateChangeError, StatusReport};
+use qrbd_engine::state::Role;
 use qrbd_engine::units::VolumeNumber;
+use qrbd_kernel_device::Places;
 use qrbd_kernel_device::holders::{self, Holder};
 use qrbd_kernel_device::inherit::Inherited;
 use qrbd_kernel_device::links::Names;
-use qrbd_kernel_device::{Places, sysfs};
-use tokio::sync::broadcast;
-use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use self::blocking::{Found, Wanted};
 use self::device::{Device, described, pairs};
-use self::remembered::{HandedOver, Key, Remembered, RememberedDevice};
+use self::remembered::{Key, Remembered, RememberedDevice};
 use crate::front::DirectFront;
 use crate::plan::{ResourcePlan, VolumePlan};
 use crate::resource::Shared;
@@ -62,11 +58,6 @@ pub(crate) struct Handed {
 
 /// Volumes whose data are as the users of their waiting devices have seen them.
 pub(crate) type Unchanged = BTreeSet<VolumeNumber>;
-
-/// How long a comparison with a peer may take after a promotion.
-const COMPARISON_PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks at it.
-const COMPARISON_STEP: Duration = Duration::from_millis(10);
 
 /// See the module's text. One thread's.
 pub(crate) struct KernelDevices {
@@ -117,25 +108,6 @@ impl KernelDevices {
         };
         kernel.drop_unknown_sockets();
         Rc::new(kernel)
-    }
-
-    /// Sockets whose position in the stream nobody vouches for are closed, also for others who hold them: the kernel then waits for new
-    /// ones and sends again what was under way.
-    fn drop_unknown_sockets(&self) {
-        let mut names = BTreeSet::new();
-        for resource in self.remembered.resources() {
-            for (_, device) in self.remembered.devices(&resource) {
-                names.extend(device.handed.map(|handed| handed.name));
-            }
-        }
-        self.inherited.borrow_mut().retain(|(name, socket)| {
-            let known = names.contains(name);
-            if !known {
-                // Closed by the kernel already, most likely.
-                let _ = socket.shutdown(Shutdown::Both);
-            }
-            known
-        });
     }
 
     /// Names of the sockets that were passed to this process.
@@ -255,154 +227,6 @@ impl KernelDevices {
             .collect()
     }
 
-    /// Looks at the devices of a resource that is about to become Primary: a device from an earlier daemon may go on if its users have seen
-    /// the data as they are, otherwise it is disconnected.
-    ///
-    /// # Errors
-    /// A device is somebody else's, or its users have seen other data.
-    pub(crate) async fn before_promotion(&self, shared: &Shared) -> Result<Unchanged, Refusal> {
-        let mut unchanged = Unchanged::new();
-        for (volume, index) in Self::volumes_of(&shared.plan()) {
-            let key = (shared.name.to_string(), volume.0);
-            if self.attached(&key).is_some() {
-                continue;
-            }
-            match self.look(shared, volume, index).0 {
-                Found::Free => {}
-                Found::Foreign(text) => {
-                    let text = format!("{}/{volume}: {text}", shared.name);
-                    return Err(Refusal::other(text, refusal::EXIT_FAILURE));
-                }
-                Found::Ours if self.has_seen_all(shared, volume) => {
-                    unchanged.insert(volume);
-                }
-                Found::Ours => {
-                    self.distrust(&key);
-                    self.give_up_waiting(shared, volume, index).await?;
-                }
-            }
-        }
-        Ok(unchanged)
-    }
-
-    /// The users of a waiting device may have seen other data than there are now: no later daemon may serve it either.
-    fn distrust(&self, key: &Key) {
-        if let Some(device) = self.remembered.device(key) {
-            let distrusted = RememberedDevice {
-                generation: 0,
-                handed: None,
-                ..device
-            };
-            self.remembered.set_device(key, distrusted);
-        }
-    }
-
-    /// As [`KernelDevices::distrust`], for all devices of a resource.
-    fn distrust_all(&self, resource: &str) {
-        for (volume, _) in self.remembered.devices(resource) {
-            self.distrust(&(resource.to_owned(), volume));
-        }
-    }
-
-    /// Nothing of an earlier daemon is taken over: devices that it left in use wait until they are given up.
-    pub(crate) fn take_over_nothing(&self) {
-        for resource in self.remembered.resources() {
-            self.distrust_all(&resource);
-            self.remembered.set_up(&resource, false);
-        }
-        self.drop_unknown_sockets();
-    }
-
-    /// Of the volumes that were found unchanged before the promotion, those that still are: a peer that connected meanwhile may have brought
-    /// other data. `notices` begin before that look.
-    pub(crate) async fn after_promotion(
-        &self,
-        shared: &Shared,
-        mut unchanged: Unchanged,
-        notices: &mut broadcast::Receiver<Notice>,
-    ) -> Unchanged {
-        let deadline = Instant::now() + COMPARISON_PATIENCE;
-        while !unchanged.is_empty() && shared.compares() && Instant::now() < deadline {
-            tokio::time::sleep(COMPARISON_STEP).await;
-        }
-        if shared.compares() {
-            unchanged.clear();
-        }
-        loop {
-            match notices.try_recv() {
-                Ok(Notice::Replication { volume, to, .. }) if takes_data(to) => {
-                    // It may have become the target of a peer with the same generation.
-                    if !self.has_seen_all(shared, volume) {
-                        unchanged.remove(&volume);
-                    }
-                }
-                Ok(_) => {}
-                Err(broadcast::error::TryRecvError::Lagged(_)) => unchanged.clear(),
-                Err(_) => break,
-            }
-        }
-        // Without a peer the promotion itself made a new generation.
-        unchanged.retain(|&volume| shared.data_is_as_left(volume));
-        unchanged
-    }
-
-    /// True if whoever uses the volume's device has seen the data that are on this node's disk now.
-    fn has_seen_all(&self, shared: &Shared, volume: VolumeNumber) -> bool {
-        let key = (shared.name.to_string(), volume.0);
-        let generation = shared.current_generation(volume);
-        let seen = self.remembered.device(&key).map(|device| device.generation);
-        generation != 0 && seen == Some(generation) && shared.data_is_as_left(volume)
-    }
-
-    /// Disconnects a device from an earlier daemon whose users have seen other data.
-    async fn give_up_waiting(
-        &self,
-        shared: &Shared,
-        volume: VolumeNumber,
-        index: u32,
-    ) -> Result<(), Refusal> {
-        let names = self.names(shared, volume, index);
-        let places = self.places.clone();
-        let done = self
-            .helper(move || {
-                blocking::claim(&places, index, false)
-                    .map(|claim| blocking::disconnect(&places, index, &names, claim))
-            })
-            .await;
-        let key = (shared.name.to_string(), volume.0);
-        match done {
-            Ok(Ok(Ok(()))) => {
-                self.remembered.forget_device(&key);
-                self.close_inherited(index);
-                Ok(())
-            }
-            Ok(Err(holders)) => Err(self.has_old_users(shared, volume, index, &holders)),
-            Ok(Ok(Err(text))) | Err(text) => Err(Refusal::other(
-                format!("{}/{volume}: {text}", shared.name),
-                refusal::EXIT_FAILURE,
-            )),
-        }
-    }
-
-    fn has_old_users(
-        &self,
-        shared: &Shared,
-        volume: VolumeNumber,
-        index: u32,
-        holders: &[Holder],
-    ) -> Refusal {
-        let device = self.places.device(index);
-        let detail = format!(
-            "{}/{volume}: {} was attached before qrbdd was started, and it cannot be ruled out that another node has written since: whoever \
-             has it open must let go of it first.\n{}\n'qrbdadm secondary --force {}' disconnects it; its users get errors then.",
-            shared.name,
-            device.display(),
-            listed(holders),
-            shared.name
-        );
-        Refusal::from(StateChangeError::DeviceInUse).with_detail(detail)
-    }
-
     fn names(&self, shared: &Shared, volume: VolumeNumber, index: u32) -> Names {
         let plan = shared.plan();
         Names {
@@ -512,71 +336,6 @@ impl KernelDevices {
             .await?
     }
 
-    /// Goes on with a device of an earlier daemon: with its sockets, if they were handed over, or with new ones in their places.
-    async fn take_over(self: &Rc<Self>, device: &Rc<Device>) -> Result<Vec<String>, String> {
-        let remembered = self.remembered.device(&device.key);
-        let handed = remembered.clone().and_then(|device| device.handed);
-        // Whatever happens next, nobody may go on with them a second time.
-        if let Some(remembered) = remembered {
-            let spent = RememberedDevice {
-                handed: None,
-                ..remembered
-            };
-            self.remembered.set_device(&device.key, spent);
-        }
-        let sockets = handed.map_or_else(Vec::new, |handed| {
-            self.inherited_under(&handed.name, handed.count)
-        });
-        let (places, wanted) = (self.places.clone(), device.wanted.clone());
-        if sockets.is_empty() {
-            let (ours, theirs) = pairs(SOCKETS).map_err(|error| error.to_string())?;
-            device.serve(self, ours);
-            let (index, backend) = (wanted.index, wanted.backend.clone());
-            self.helper(move || blocking::replace(index, &backend, theirs))
-                .await?
-                .map_err(|error| error.to_string())?;
-        } else {
-            device.serve(self, sockets);
-        }
-        self.helper(move || {
-            let mut told = blocking::set_up(&places, &wanted);
-            let size = sysfs::Device::new(&places, wanted.index).size_bytes();
-            if size < wanted.size
-                && let Err(text) = blocking::resize(wanted.index, &wanted.backend, wanted.size)
-            {
-                told.push(text);
-            }
-            told
-        })
-        .await
-    }
-
-    /// All sockets that were handed over under a name, or none.
-    fn inherited_under(&self, name: &str, count: usize) -> Vec<UnixStream> {
-        let mut inherited = self.inherited.borrow_mut();
-        let (found, others): (Vec<_>, Vec<_>) = std::mem::take(&mut *inherited)
-            .into_iter()
-            .partition(|(found, _)| found == name);
-        *inherited = others;
-        let sockets: Vec<UnixStream> = found.into_iter().map(|(_, socket)| socket).collect();
-        if sockets.len() == count {
-            return sockets;
-        }
-        for socket in sockets {
-            // Closed already, most likely.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-        Vec::new()
-    }
-
-    /// Closes the sockets that were handed over for a device that is not taken over.
-    fn close_inherited(&self, index: u32) {
-        let prefix = format!("nbd{index}.");
-        self.inherited
-            .borrow_mut()
-            .retain(|(name, _)| !name.starts_with(&prefix));
-    }
-
     fn remember(&self, shared: &Shared, device: &Device) {
         let remembered = RememberedDevice {
             index: device.wanted.index,
@@ -667,82 +426,6 @@ impl KernelDevices {
             );
         }
         Ok(any)
-    }
-
-    /// The resource stops although its devices are in use: they wait for the next daemon. When this returns, no session is left that could
-    /// answer with an error.
-    pub(crate) async fn keep(&self, shared: &Shared) {
-        let resource = &*shared.name;
-        let peers: Vec<u8> = shared
-            .status()
-            .peers
-            .iter()
-            .filter(|peer| peer.connection == ConnectionState::Connected)
-            .map(|peer| peer.node_id.0)
-            .collect();
-        for device in self.devices_of(resource) {
-            let sockets = device.keep().await;
-            device.cut();
-            self.devices.borrow_mut().remove(&device.key);
-            let path = self.places.device(device.wanted.index);
-            // Until it is vouched for.
-            self.distrust(&device.key);
-            let Some(remembered) = self.remembered.device(&device.key) else {
-                continue;
-            };
-            if sockets.is_empty() {
-                warn!(
-                    "{}: {}: requests under way are sent again to the next qrbdd",
-                    device.export,
-                    path.display()
-                );
-                continue;
-            }
-            info!(
-                "{}: {} waits for the next qrbdd",
-                device.export,
-                path.display()
-            );
-            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-            let moment = since_epoch.map_or(0, |time| time.as_nanos());
-            let name = format!("nbd{}.{moment:x}", device.wanted.index);
-            let handed = Some(HandedOver {
-                name: name.clone(),
-                count: sockets.len(),
-                peers: peers.clone(),
-            });
-            self.remembered.set_device(
-                &device.key,
-                RememberedDevice {
-                    handed,
-                    ..remembered
-                },
-            );
-            self.handed.borrow_mut().push(Handed { name, sockets });
-        }
-    }
-
-    /// The users of the devices that were kept have seen the data as they are: this node is Primary still, or left its peers without having
-    /// agreed to another one.
-    pub(crate) fn vouch(&self, shared: &Shared) {
-        let status = shared.status();
-        let alone = |peer: &PeerStatus| peer.connection == ConnectionState::StandAlone;
-        let nobody_else = !shared.agreed_to_a_successor() && status.peers.iter().all(alone);
-        if status.role != Role::Primary && !nobody_else {
-            return;
-        }
-        for (volume, device) in self.remembered.devices(&shared.name) {
-            let generation = shared.current_generation(VolumeNumber(volume));
-            // A disk that was detached after it was vouched for.
-            if generation != 0 {
-                let key = (shared.name.to_string(), volume);
-                let vouched = RememberedDevice {
-                    generation,
-                    ..device
-                };
-                self.remembered.set_device(&key, vouched);
-            }
-        }
     }
 
     /// From now on nothing is attached or taken over.
@@ -863,19 +546,6 @@ impl KernelDevices {
             }
         }
     }
-}
-
-/// True for the states in which a peer's data replace this node's.
-fn takes_data(state: ReplicationState) -> bool {
-    matches!(
-        state,
-        ReplicationState::StartingSyncT
-            | ReplicationState::WFBitMapT
-            | ReplicationState::WFSyncUUID
-            | ReplicationState::SyncTarget
-            | ReplicationState::PausedSyncT
-            | ReplicationState::Behind
-    )
 }
 
 /// One line for each.
