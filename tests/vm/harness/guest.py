@@ -48,7 +48,7 @@ class Guest:
         if os.path.exists(path):
             os.unlink(path)
         names = ",".join(f"sd{chr(ord('a') + index)}" for index in range(len(disks)))
-        line = f"console=ttyS0 panic=-1 quiet mitigations=off nokaslr vm.host={name} vm.address={address} vm.disks={names} {words}"
+        line = f"console=ttyS0 panic=-1 quiet mitigations=off nokaslr no_timer_check vm.host={name} vm.address={address} vm.disks={names} {words}"
         command = [
             emulator, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", str(memory_mib),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
