@@ -103,7 +103,7 @@ fn what_is_up_can_be_asked_about_and_taken_down_without_its_configuration() {
         let mut pair = prepared();
         pair.alice.start();
         pair.alice.command("up");
-        edit(&pair.alice, |text| change(&text));
+        edit(&pair.alice, change);
         for (words, answer) in [("role r0", "Secondary\n"), ("cstate r0", "Connecting\n")] {
             let told = pair.alice.admin(words.split(' '));
             assert_eq!((told.code, told.stdout.as_str()), (0, answer), "{told}");
