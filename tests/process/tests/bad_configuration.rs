@@ -325,8 +325,9 @@ fn unrelated_data_are_never_overwritten() {
         node.command("secondary");
         node.stop();
     }
+    // They bring up what was up. Another `up` could ask a node that has just become StandAlone to connect again.
     for node in [&mut pair.alice, &mut pair.bob] {
-        node.start_and_up();
+        node.start();
     }
     for node in [&pair.alice, &pair.bob] {
         wait::until("the refusal in the log", SYNC_LIMIT, || {
