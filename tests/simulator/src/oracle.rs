@@ -259,6 +259,23 @@ impl Branch {
         bad.map(|(&sector, _)| sector)
     }
 
+    /// The first sector (of `within`) of `image` whose content is older than what was written from the moment `began` on.
+    #[must_use]
+    pub fn first_older(
+        &self,
+        within: Range<Sector>,
+        began: Moment,
+        image: impl Fn(Sector) -> Stamp,
+    ) -> Option<Sector> {
+        let old = self.entries.range(within).find(|(sector, entries)| {
+            let stamp = image(**sector);
+            !entries
+                .iter()
+                .any(|entry| entry.stamp == stamp && entry.began >= began)
+        });
+        old.map(|(&sector, _)| sector)
+    }
+
     /// A read that began at `began` saw `stamp`: the order of the writes before it is settled if none is under way.
     pub fn seen(&mut self, sector: Sector, stamp: Stamp, began: Moment, now: Moment) {
         let Some(entries) = self.entries.get_mut(&sector) else {

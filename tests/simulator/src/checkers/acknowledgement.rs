@@ -107,7 +107,12 @@ impl World {
         let branch = &self.branches[request.branch];
         let disk = &self.nodes[node].volumes[request.volume].disk;
         let image = |sector| disk.sector(sector, View::Cached);
-        let bad = branch.first_bad(sectors(range), Standard::Live, now + 1, image);
+        let bad = if self.settings.protocol == Protocol::C {
+            branch.first_bad(sectors(range), Standard::Live, now + 1, image)
+        } else {
+            // Later writes to the same place may have been completed without this node.
+            branch.first_older(sectors(range), request.began, image)
+        };
         bad.map_or(Ok(()), Err)
     }
 

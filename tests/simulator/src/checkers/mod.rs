@@ -221,9 +221,13 @@ impl World {
     /// An old disk is the newest that is left. If it was given up with completed writes on their way to it, and the other disk before
     /// it, two disks failed one after the other: these writes are gone, and nothing else is.
     fn nothing_newer(&mut self, node: NodeIndex, volume: usize) {
-        if !self.checks.promises_lost.remove(&(node, volume)) {
+        // Under A and B so are those that only a disk had that was refused because its clients had seen more.
+        let nobody = self.settings.protocol != Protocol::C
+            && (self.nodes.iter()).all(|node| !node.volumes[volume].current);
+        if !self.checks.promises_lost.remove(&(node, volume)) && !nobody {
             return;
         }
+        self.nodes[node].volumes[volume].current |= nobody;
         let state = &self.nodes[node].volumes[volume];
         let disk = &state.disk;
         self.branches[state.branch].lose_beyond(|sector| disk.sector(sector, View::Cached));
