@@ -82,18 +82,6 @@ class KeepalivedLab(Lab):
         found = re.match(r"r0: (\w+)", result.out)
         return found.group(1) if found else None
 
-    def role(self, node):
-        return self.admin(node, "role", "r0", check=False).out.strip()
-
-    def dstate(self, node):
-        return self.admin(node, "dstate", "r0", check=False).out.strip()
-
-    def has_address(self, node):
-        return SERVICE_ADDRESS + "/" in self.on(node, "ip", "-4", "-o", "address", "show", "dev", "v0").out
-
-    def has_mount(self, node):
-        return self.on(node, "findmnt", "/mnt/r0", check=False).code == 0
-
     def addresses_are_earned(self):
         """No node has the address without being a Primary that has the file system mounted."""
         for node in NODES:

@@ -275,6 +275,18 @@ class Lab:
     def admin(self, node, *words, check=True, limit=60):
         return self.on(node, "qrbdadm", *words, check=check, limit=limit)
 
+    def role(self, node):
+        return self.admin(node, "role", "r0", check=False).out.strip()
+
+    def dstate(self, node):
+        return self.admin(node, "dstate", "r0", check=False).out.strip()
+
+    def has_address(self, node):
+        return SERVICE_ADDRESS + "/" in self.on(node, "ip", "-4", "-o", "address", "show", "dev", "v0").out
+
+    def has_mount(self, node):
+        return self.on(node, "findmnt", "/mnt/r0", check=False).code == 0
+
     def start_daemon(self, node):
         self.on(node, "sh", "-c", "qrbdd --up all </dev/null >>/var/log/qrbdd.log 2>&1 &")
         until(f"qrbdd of {node} answers", lambda: self.admin(node, "status", check=False).code in (0, 10))

@@ -195,18 +195,6 @@ class PacemakerLab(Lab):
         result = self.on(node, "crm_attribute", "--promotion=disk", "--node", of, "--lifetime", "reboot", "--query", "--quiet", check=False)
         return int(result.out.strip()) if result.code == 0 and result.out.strip() not in ("", "(null)") else None
 
-    def role(self, node):
-        return self.admin(node, "role", "r0", check=False).out.strip()
-
-    def dstate(self, node):
-        return self.admin(node, "dstate", "r0", check=False).out.strip()
-
-    def has_address(self, node):
-        return SERVICE_ADDRESS + "/" in self.on(node, "ip", "-4", "-o", "address", "show", "dev", "v0").out
-
-    def has_mount(self, node):
-        return self.on(node, "findmnt", "/mnt/r0", check=False).code == 0
-
     def serving(self):
         """The node with the service, if it is one."""
         found = [node for node in NODES if self.alive(node) and self.has_address(node) and self.has_mount(node)]

@@ -81,21 +81,26 @@ def planned_restart_under_a_mounted_ext4_costs_nothing_but_time(stage):
     return f"replaced itself, then stopped and started: {lines} fsynced lines there, longest stall {stall:.1f} s"
 
 
-def killed_daemon_of_the_secondary_is_not_noticed(stage):
-    one, two = stage.mounted()
-    one.start_load()
-    two.kill_daemon()
-    one.until_load_goes_on("the load goes on without the peer")
-    two.start_daemon()
+def demand_resynced(pair, one):
+    """The peer is back under load: both disks become equal, byte for byte. The file system is mounted again afterwards."""
     one.until_connected()
     one.until_load_goes_on("the load goes on with the peer")
     one.stop_load()
     one.demand_no_kernel_errors()
     one.until_equal()
     give_up(one)
-    demand_equal_disks(stage.pair, one)
+    demand_equal_disks(pair, one)
     one.promote()
     one.run("mount /dev/drbd0 /data")
+
+
+def killed_daemon_of_the_secondary_is_not_noticed(stage):
+    one, two = stage.mounted()
+    one.start_load()
+    two.kill_daemon()
+    one.until_load_goes_on("the load goes on without the peer")
+    two.start_daemon()
+    demand_resynced(stage.pair, one)
     return "resynced, both disks equal"
 
 
@@ -107,15 +112,7 @@ def cut_link_is_survived_and_resynced(stage):
     two.until("the silence is noticed", "[ \"$(qrbdadm cstate r0)\" != Connected ]")
     one.until_load_goes_on("the load goes on without the peer")
     stage.pair.heal()
-    one.until_connected()
-    one.until_load_goes_on("the load goes on with the peer")
-    one.stop_load()
-    one.demand_no_kernel_errors()
-    one.until_equal()
-    give_up(one)
-    demand_equal_disks(stage.pair, one)
-    one.promote()
-    one.run("mount /dev/drbd0 /data")
+    demand_resynced(stage.pair, one)
     return "no error, resynced, both disks equal"
 
 
