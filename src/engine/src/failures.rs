@@ -11,7 +11,6 @@ use alloc::vec::Vec;
 use crate::api::{Effect, IoError, Payload};
 use crate::engine::Engine;
 use crate::generation::Identifiers;
-use crate::handshake::set_disk_flags;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::units::{ByteRange, Generation, NodeId, VolumeNumber};
 use crate::volume::After;
@@ -382,13 +381,10 @@ impl<P: Payload> Engine<P> {
                 );
                 // Whoever attaches this disk again must know that newer data exist. If the metadata cannot be written any more, only
                 // the peer knows.
-                if let Some(backing) = self.volumes[v]
-                    .backing
-                    .as_mut()
-                    .filter(|backing| backing.superblock.flags.consistent)
-                {
-                    set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
-                    backing.writer.want_superblock();
+                let consistent = (self.volumes[v].backing.as_ref())
+                    .is_some_and(|backing| backing.superblock.flags.consistent);
+                if consistent {
+                    self.record_outdated(v);
                 }
             } else {
                 self.renegotiate(p, rule);

@@ -7,7 +7,6 @@ use alloc::vec::Vec;
 
 use crate::api::{Effect, IoError, Payload, SessionId};
 use crate::engine::{Engine, IoOwner};
-use crate::handshake::set_disk_flags;
 use crate::interval::IntervalKind;
 use crate::limits;
 use crate::peer::ReceivedOperation;
@@ -294,11 +293,13 @@ impl<P: Payload> Engine<P> {
     /// Under protocol B the receipt of a write was a promise. A disk that will never have that write must not pass for UpToDate
     /// when it is attached again, whether or not the Primary is there to tell.
     fn promised_write_lost(&mut self, v: usize) {
-        if let Some(backing) = (self.volumes[v].backing.as_mut())
-            .filter(|backing| backing.superblock.flags.was_up_to_date)
-        {
-            set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
-            backing.writer.want_superblock();
+        let unrecorded = (self.volumes[v].backing.as_ref())
+            .is_some_and(|backing| backing.superblock.flags.was_up_to_date);
+        if unrecorded {
+            self.record_outdated(v);
+            let text = "the disk failed before a write reached it that the peer was promised; \
+                        it is Outdated until a resync, or until primary --force declares it good";
+            self.decision(None, Some(v), "promised-write-lost", text.into());
         }
     }
 

@@ -317,6 +317,11 @@ impl<P: Payload> Engine<P> {
     /// Newer data than these exist: records it (in the next superblock write).
     pub(crate) fn outdate_disk(&mut self, v: usize, rule: &'static str) {
         self.set_disk(v, DiskState::Outdated, rule);
+        self.record_outdated(v);
+    }
+
+    /// Whoever attaches this disk from now on learns that its data are old.
+    pub(crate) fn record_outdated(&mut self, v: usize) {
         if let Some(backing) = self.volumes[v].backing.as_mut() {
             set_disk_flags(&mut backing.superblock.flags, DiskState::Outdated);
             backing.writer.want_superblock();
