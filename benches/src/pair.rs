@@ -318,7 +318,10 @@ impl Pair {
                 self.completed += 1;
             }
             Effect::CommandDone { result, .. } => self.answered = Some(result.is_ok()),
-            Effect::Detached { .. } | Effect::Handler { .. } | Effect::Notice(_) => {}
+            Effect::Detached { .. }
+            | Effect::Handler { .. }
+            | Effect::FencePeer { .. }
+            | Effect::Notice(_) => {}
         }
     }
 }

@@ -376,18 +376,13 @@ fn orders(
             volume,
             clear_bitmap,
         }),
-        Command::SuspendIo => Err(not_carried_out("suspend-io")),
-        Command::ResumeIo => Err(not_carried_out("resume-io")),
+        Command::SuspendIo => Ok(vec![Order::SuspendIo]),
+        Command::ResumeIo => Ok(vec![Order::ResumeIo]),
         ref other => Err(Refusal::other(
             format!("this daemon does not carry out {other:?}"),
             refusal::EXIT_FAILURE,
         )),
     }
-}
-
-fn not_carried_out(command: &str) -> Refusal {
-    let text = format!("'{command}' is not carried out by this version");
-    Refusal::other(text, refusal::EXIT_FAILURE)
 }
 
 /// Done, or the refusal.

@@ -40,6 +40,55 @@ pub struct SessionId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct CommandId(pub u64);
 
+/// Handle of a call of the `fence-peer` handler, chosen by the engine, never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct FenceId(pub u64);
+
+/// What the `fence-peer` handler found out or brought about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FenceAnswer {
+    /// The peer's disk is Inconsistent or worse.
+    Inconsistent,
+    /// The peer's disk is Outdated now, or was already; or the cluster keeps it from becoming Primary.
+    Outdated,
+    /// The peer cannot be reached and is presumed dead.
+    Unreachable,
+    /// The peer is Primary.
+    PeerIsPrimary,
+    /// The peer was shot.
+    Stonith,
+    /// Anything else: nothing is known of the peer.
+    Failed,
+}
+
+impl FenceAnswer {
+    /// By the handler's exit code, DRBD's numbers; `None` if it did not end by itself.
+    #[must_use]
+    pub fn from_exit_code(code: Option<i32>) -> FenceAnswer {
+        match code {
+            Some(3) => FenceAnswer::Inconsistent,
+            Some(4) => FenceAnswer::Outdated,
+            Some(5) => FenceAnswer::Unreachable,
+            Some(6) => FenceAnswer::PeerIsPrimary,
+            Some(7) => FenceAnswer::Stonith,
+            _ => FenceAnswer::Failed,
+        }
+    }
+
+    /// What it says, for a person.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            FenceAnswer::Inconsistent => "peer is inconsistent or worse",
+            FenceAnswer::Outdated => "peer was outdated",
+            FenceAnswer::Unreachable => "peer is unreachable, assumed to be dead",
+            FenceAnswer::PeerIsPrimary => "peer is Primary",
+            FenceAnswer::Stonith => "peer was stonithed",
+            FenceAnswer::Failed => "failed",
+        }
+    }
+}
+
 /// What a client wants done.
 #[derive(Clone, Debug)]
 pub enum Operation<P> {
@@ -184,6 +233,10 @@ pub enum Command {
         /// Which peer.
         peer: NodeId,
     },
+    /// Take up no request of a client until [`Command::ResumeIo`].
+    SuspendIo,
+    /// Go on after [`Command::SuspendIo`], or without having fenced a lost peer.
+    ResumeIo,
     /// Make a new current generation; with `clear_bitmap` declare all nodes equal (skips the initial sync).
     NewCurrentUuid {
         /// Which volume.
@@ -252,6 +305,15 @@ pub enum Event<P> {
         id: CommandId,
         /// The command.
         command: Command,
+    },
+    /// The `fence-peer` handler that [`Effect::FencePeer`] asked for ended. Reported once for each call.
+    PeerFenced {
+        /// Whom it was about.
+        peer: NodeId,
+        /// Which call.
+        id: FenceId,
+        /// What it says.
+        answer: FenceAnswer,
     },
     /// The number of clients that have the volume open changed.
     Openers {
@@ -383,6 +445,13 @@ pub enum Effect<P> {
         peer: Option<NodeId>,
         /// For which volume, where it concerns one.
         volume: Option<VolumeNumber>,
+    },
+    /// Have the peer fenced (handler `fence-peer`); answer with [`Event::PeerFenced`], also if there is no handler.
+    FencePeer {
+        /// Whom.
+        peer: NodeId,
+        /// The engine's handle.
+        id: FenceId,
     },
     /// A state changed or a decision was taken; for the log, `status` and tests.
     Notice(Notice),

@@ -74,6 +74,7 @@ pub struct Engine<P: Payload> {
     pub(crate) role_change: Option<RoleChange>,
     pub(crate) deferred: Vec<Deferred>,
     pub(crate) skip_command: Option<SkipCommand>,
+    pub(crate) suspended_by_user: bool,
     pub(crate) last_application_io: Time,
     /// Events handled.
     pub(crate) events: u64,
@@ -103,6 +104,7 @@ impl<P: Payload> Engine<P> {
             role_change: None,
             deferred: Vec::new(),
             skip_command: None,
+            suspended_by_user: false,
             last_application_io: Time(0),
             events: 0,
             ios: Slab::new(),
@@ -134,6 +136,7 @@ impl<P: Payload> Engine<P> {
                 session,
                 message,
             } => self.frame(peer, session, message),
+            Event::PeerFenced { peer, id, answer } => self.peer_fenced(peer, id, answer),
             Event::Tick => self.tick(),
             Event::Command { id, command } => self.command(id, command),
             Event::Openers { volume, count } => {
@@ -289,6 +292,11 @@ impl<P: Payload> Engine<P> {
             let from = core::mem::replace(&mut self.role, to);
             for volume in &mut self.volumes {
                 volume.exposed = Generation::NONE;
+                volume.generation_due = false;
+                volume.unconfirmed &= to != Role::Primary;
+            }
+            for peer in &mut self.peers {
+                peer.fence.freezes = false;
             }
             self.effects
                 .push_back(Effect::Notice(Notice::Role { from, to, rule }));
@@ -500,6 +508,7 @@ impl<P: Payload> Engine<P> {
                 done,
             } => self.skip_initial_sync_done(p, volume, current, done),
             Message::InvalidateRequest { volume } => self.invalidate_request_received(p, volume),
+            Message::OutdateRequest => self.outdate_request_received(p),
             Message::MissesTracked { volume, current } => {
                 self.misses_tracked_received(p, volume, current)
             }
@@ -630,7 +639,9 @@ impl<P: Payload> Engine<P> {
                 self.note_settling(p);
                 progress |= self.pump_receiver(p);
                 progress |= self.pump_resync(p);
+                progress |= self.pump_fencing(p);
             }
+            progress |= self.fail_suspended();
             progress |= self.pump_role_change();
             progress |= self.retry_deferred();
             if !progress {

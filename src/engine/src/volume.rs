@@ -193,6 +193,10 @@ pub(crate) struct Volume {
     /// The disk was attached on a standing connection; it is Negotiating until the handshake, and this is the state that its metadata
     /// claim.
     pub attached_anew: Option<DiskState>,
+    /// A new generation waits until frozen I/O goes on.
+    pub generation_due: bool,
+    /// Fencing is wanted, and the disk was not compared with a peer's since it was attached: newer data may exist.
+    pub unconfirmed: bool,
     /// Generation of the data that a Primary without a disk serves from its peer.
     pub exposed: Generation,
 }
@@ -219,6 +223,8 @@ impl Volume {
             openers: 0,
             detaching: None,
             attached_anew: None,
+            generation_due: false,
+            unconfirmed: false,
             exposed: Generation::NONE,
         }
     }

@@ -278,6 +278,7 @@ impl World {
         let eligible: Vec<NodeIndex> = (0..self.settings.nodes)
             .filter(|&node| {
                 self.is_eligible(node)
+                    && (self.constrained != Some(node) || self.nodes[node].is_primary())
                     && !self.commands.values().any(|command| command.node == node)
             })
             .collect();

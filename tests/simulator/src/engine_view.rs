@@ -62,6 +62,8 @@ pub struct PeerView {
 pub struct NodeView {
     /// Role.
     pub role: Role,
+    /// Clients wait until a lost peer is fenced.
+    pub frozen: bool,
     /// By volume.
     pub volumes: Vec<VolumeView>,
     /// By node index; `None` for the node itself.
@@ -103,6 +105,7 @@ impl NodeView {
         }
         NodeView {
             role: status.role,
+            frozen: status.suspended_fencing,
             volumes,
             peers,
         }

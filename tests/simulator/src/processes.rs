@@ -57,6 +57,7 @@ impl World {
         for peer in (0..nodes).filter(|&peer| peer != node) {
             let mut peer = PeerConfig::new(node_id(peer));
             peer.protocol = self.settings.protocol;
+            peer.fencing = self.settings.fencing;
             peer.policies = self.settings.policies;
             peer.ping_interval = 2000;
             peer.ping_timeout = 500;

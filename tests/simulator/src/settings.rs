@@ -1,5 +1,6 @@
 //! What kind of run a seed gives: size, protocol, how faults and commands are mixed.
 
+use qrbd_engine::config::Fencing;
 use qrbd_engine::split_brain::Policies;
 use qrbd_engine::wire::message::Protocol;
 
@@ -52,6 +53,8 @@ pub struct Settings {
     pub volumes: Vec<VolumeSettings>,
     /// How it begins.
     pub beginning: Beginning,
+    /// What a Primary does about a lost peer.
+    pub fencing: Fencing,
     /// The cluster manager promotes both sides of a partition.
     pub reckless: bool,
     /// Policies for split brain.
@@ -113,6 +116,7 @@ impl Settings {
             } else {
                 Beginning::ForcePrimary
             },
+            fencing: Fencing::DontCare,
             reckless,
             policies: if reckless {
                 crate::engine_view::random_policies(&mut random)
@@ -165,6 +169,14 @@ impl Settings {
                 volume.al_extents = 9;
             }
         }
+        let mut fencing = Random::new(seed ^ 0xFE2C_1265);
+        if fencing.chance(250) {
+            settings.fencing = if settings.protocol == Protocol::A || fencing.chance(300) {
+                Fencing::ResourceOnly
+            } else {
+                Fencing::ResourceAndStonith
+            };
+        }
         let mut retiring = Random::new(seed ^ 0x2E71_2E5D);
         if settings.faults.budget > 0 && retiring.chance(100) {
             settings.demotions = 150;
@@ -186,6 +198,7 @@ impl Settings {
                 al_extents: 9,
             }],
             beginning: Beginning::SkipInitialSync,
+            fencing: Fencing::DontCare,
             reckless: false,
             policies: Policies::default(),
             safety: 0,

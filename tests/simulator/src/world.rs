@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use qrbd_engine::api::{ClientError, IoId, LossReason};
+use qrbd_engine::api::{ClientError, FenceId, IoId, LossReason};
 use qrbd_engine::limits::MIN_AL_EXTENTS;
 use qrbd_engine::metadata::image::{CreateOptions, Step, create};
 use qrbd_engine::metadata::layout::{Layout, Placement};
@@ -78,6 +78,17 @@ pub enum Occurrence {
     Call {
         /// On which link.
         link: usize,
+    },
+    /// A `fence-peer` handler ends.
+    Fence {
+        /// Where.
+        node: NodeIndex,
+        /// For which process.
+        incarnation: u64,
+        /// Whom it is about.
+        peer: NodeIndex,
+        /// The engine's handle.
+        id: FenceId,
     },
     /// A timer.
     Tick {
@@ -248,6 +259,10 @@ pub struct World {
     pub manager: Manager,
     /// A node that was demoted and loses its power at the manager's next step.
     pub(crate) retire_at: Option<NodeIndex>,
+    /// The node that the cluster's configuration keeps from being promoted.
+    pub constrained: Option<NodeIndex>,
+    /// Every `fence-peer` handler fails (scenarios).
+    pub fencing_fails: bool,
     /// Faults left.
     pub fault_budget: u32,
     /// Chance of a crash amid effects, per million steps.
@@ -319,6 +334,8 @@ impl World {
             workload: Workload::new(&settings, random.fork()),
             manager: Manager::new(&settings, random.fork()),
             retire_at: None,
+            constrained: None,
+            fencing_fails: false,
             fault_budget: settings.faults.budget,
             crash_amid_effects: settings.faults.crash_amid_effects,
             trace: Trace::default(),
@@ -469,6 +486,12 @@ impl World {
                 reason,
             } => self.session_lost(connection, end, reason),
             Occurrence::Call { link } => self.call(link),
+            Occurrence::Fence {
+                node,
+                incarnation,
+                peer,
+                id,
+            } => self.fence(node, incarnation, peer, id),
             Occurrence::Tick { node, incarnation } => self.timer(node, incarnation),
             Occurrence::Attach {
                 node,

@@ -4,6 +4,7 @@
 //! keeps run over several seeds.
 
 use qrbd_engine::api::{ClientError, Command};
+use qrbd_engine::config::Fencing;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange};
 use qrbd_engine::wire::message::Protocol;
@@ -1138,4 +1139,110 @@ fn an_old_disk_that_was_refused_once_is_refused_again() {
     world.attach(1);
     world.attach(0);
     world.wait_in_sync();
+}
+
+// ---- fencing ------------------------------------------------------------------------------------------------------------------------------
+
+fn stonith() -> Scenario {
+    let mut settings = Settings::quiet(1, Protocol::C);
+    settings.fencing = Fencing::ResourceAndStonith;
+    Scenario::serving_with(settings)
+}
+
+#[test]
+fn frozen_primary_answers_nothing_until_its_peer_is_fenced() {
+    let mut scenario = stonith();
+    scenario.partition();
+    let write = scenario.write(0, block(3));
+    scenario.until("the Primary waits", |world| {
+        world.nodes[0].live_view().is_some_and(|view| view.frozen)
+    });
+    assert!(!scenario.is_answered(write));
+    scenario.until("the peer is fenced", |world| world.constrained == Some(1));
+    scenario.until("the write is answered", |world| world.requests.is_empty());
+    scenario.completed(write);
+    scenario.heal();
+    scenario.wait_in_sync();
+    scenario.until("the constraint is lifted", |world| {
+        world.constrained.is_none()
+    });
+}
+
+#[test]
+fn primary_that_is_shot_while_frozen_is_no_split_brain() {
+    let mut scenario = stonith();
+    scenario.world.fencing_fails = true;
+    scenario.partition();
+    let write = scenario.write(0, block(3));
+    scenario.until("the Primary waits", |world| {
+        world.nodes[0].live_view().is_some_and(|view| view.frozen)
+    });
+    assert!(!scenario.is_answered(write));
+    scenario.run(2 * SECOND);
+    assert!(scenario.saw_rule(0, "fencing-failed"));
+    // The survivor shoots it and takes over.
+    scenario.world.fencing_fails = false;
+    scenario.world.nodes[0].start_scheduled = true;
+    scenario.promote(1).unwrap();
+    assert!(scenario.world.nodes[0].process.is_none());
+    let write = scenario.write(1, block(3));
+    scenario.settle();
+    scenario.completed(write);
+    scenario.heal();
+    scenario.restart(0);
+    scenario.wait_in_sync();
+    assert_eq!(scenario.world.figures.split_brains, 0);
+}
+
+#[test]
+fn frozen_primary_goes_on_when_its_peer_comes_back() {
+    let mut scenario = stonith();
+    scenario.world.fencing_fails = true;
+    scenario.partition();
+    let write = scenario.write(0, block(3));
+    scenario.until("the Primary waits", |world| {
+        world.nodes[0].live_view().is_some_and(|view| view.frozen)
+    });
+    scenario.run(5 * SECOND);
+    assert!(!scenario.is_answered(write));
+    scenario.heal();
+    scenario.until("the write is answered", |world| world.requests.is_empty());
+    scenario.completed(write);
+    scenario.wait_in_sync();
+}
+
+#[test]
+fn promotion_without_the_peer_needs_it_fenced() {
+    let mut scenario = stonith();
+    scenario.demote(0).unwrap();
+    scenario.world.fencing_fails = true;
+    scenario.kill(0);
+    scenario.until("the peer is missed", |world| {
+        world.nodes[1]
+            .live_view()
+            .is_some_and(|view| !view.connected(0))
+    });
+    assert_eq!(scenario.promote(1), Err(Refusal::PeerNotFenced));
+    scenario.world.fencing_fails = false;
+    scenario.promote(1).unwrap();
+}
+
+#[test]
+fn data_that_nobody_confirmed_are_not_promoted_beside_a_peer_without_its_disk() {
+    let mut scenario = stonith();
+    // Node 1 goes on alone, and both lose their power.
+    scenario.power_loss(0);
+    scenario.promote(1).unwrap();
+    scenario.power_loss(1);
+    scenario.world.boot(1);
+    scenario.restart(0);
+    scenario.connect(1, false).unwrap();
+    scenario.until("they are connected", |world| {
+        world.nodes[0].connected(1) && world.nodes[1].connected(0)
+    });
+    assert_eq!(scenario.promote(0), Err(Refusal::NoUpToDateDisk));
+    scenario.attach(1);
+    scenario.wait_in_sync();
+    scenario.promote(0).unwrap();
+    assert_eq!(scenario.world.figures.split_brains, 0);
 }

@@ -98,6 +98,7 @@ impl<P: Payload> Engine<P> {
         self.set_disk(v, DiskState::Attaching, "attach");
         self.set_disk(v, state, "metadata");
         for p in 0..self.peers.len() {
+            self.recall_outdated(p, v);
             self.peers[p].devices[v].contact = None;
             if primary && connected {
                 self.peers[p].devices[v].hold = true;
@@ -111,6 +112,7 @@ impl<P: Payload> Engine<P> {
                 self.renegotiate(p, "attached-during-handshake");
             }
         }
+        self.volumes[v].unconfirmed = (0..self.peers.len()).any(|p| self.is_unfenced(p));
         self.volumes[v].after(version, 0, None, After::Command(id));
         Ok(false)
     }

@@ -48,6 +48,7 @@ impl<P: Payload> Engine<P> {
         peer.session = Some(session);
         peer.last_heard = now;
         peer.handshake_deadline = Some(now.after(peer.config.timeout));
+        self.forget_outdated(p);
         self.try_send_hello(p);
     }
 
@@ -234,6 +235,7 @@ impl<P: Payload> Engine<P> {
         peer.last_heard = now;
         peer.discard_my_data = false;
         self.set_connection(p, ConnectionState::Connected, "handshake");
+        self.peer_needs_no_fence(p);
         for v in 0..self.volumes.len() {
             if self.peers[p].devices[v].theirs.is_some() {
                 self.decide_volume(p, v);

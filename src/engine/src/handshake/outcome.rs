@@ -54,6 +54,7 @@ impl<P: Payload> Engine<P> {
         if mine.disk == DiskState::Diskless || theirs.disk == DiskState::Diskless {
             return self.connect_diskless(p, v, &mine, &theirs);
         }
+        self.volumes[v].unconfirmed = false;
         if let Ok(size) = agreed_size(&mine, &theirs) {
             self.agree_on_size(v, size);
         }

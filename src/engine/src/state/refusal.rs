@@ -15,6 +15,8 @@ pub enum Refusal {
     NoRemoteDisk,
     /// `outdate` while connected.
     ConnectedOutdates,
+    /// Fencing is on and the peer was not fenced.
+    PeerNotFenced,
     /// Resync is running already.
     ResyncRunning,
     /// The connection is StandAlone already.
@@ -69,6 +71,7 @@ impl Refusal {
             Refusal::NoLocalDisk => -4,
             Refusal::NoRemoteDisk => -5,
             Refusal::ConnectedOutdates => -6,
+            Refusal::PeerNotFenced => -7,
             Refusal::ResyncRunning => -8,
             Refusal::AlreadyStandAlone => -9,
             Refusal::PeerRefused => -10,
@@ -102,6 +105,7 @@ impl Refusal {
             Refusal::NoLocalDisk => "Can not resync without local disk",
             Refusal::NoRemoteDisk => "Can not resync without remote disk",
             Refusal::ConnectedOutdates => "Refusing to be Outdated while Connected",
+            Refusal::PeerNotFenced => "Refusing to be Primary while peer is not outdated",
             Refusal::ResyncRunning => "Can not start OV/resync since it is already active",
             Refusal::AlreadyStandAlone => "Can not disconnect a StandAlone device",
             Refusal::PeerRefused => "State change was refused by peer node",

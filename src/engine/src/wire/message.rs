@@ -191,6 +191,8 @@ pub enum Message<P> {
         /// Which volume.
         volume: VolumeNumber,
     },
+    /// Control: the sender, Primary, is going to part: make your disks Outdated and say so.
+    OutdateRequest,
     /// Control: the sender noted durably, under a new generation, which writes the receiver's lost disk misses.
     MissesTracked {
         /// Which volume.
@@ -393,6 +395,7 @@ impl<P> Message<P> {
             | Message::SkipInitialSync { .. }
             | Message::SkipInitialSyncDone { .. }
             | Message::InvalidateRequest { .. }
+            | Message::OutdateRequest
             | Message::MissesTracked { .. }
             | Message::BitmapRuns { .. }
             | Message::BitmapTaken { .. }

@@ -393,7 +393,7 @@ impl Pair {
                 "answered twice"
             ),
             Effect::Detached { .. } => node.detached = true,
-            Effect::Handler { .. } => {}
+            Effect::Handler { .. } | Effect::FencePeer { .. } => {}
             Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
             Effect::Notice(_) => {}
         }

@@ -19,6 +19,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use qrbd_engine::config::Fencing;
 use qrbd_engine::metadata::superblock::Superblock;
 use qrbd_engine::state::{DiskState, ReplicationState, Role};
 use qrbd_engine::wire::message::{Message, Protocol};
@@ -424,9 +425,14 @@ impl World {
 
     /// A handler was called.
     pub(crate) fn handler_called(&mut self, node: NodeIndex, name: &'static str) {
+        if name == "unfence-peer" {
+            self.unfence_called(node);
+        }
         if name.contains("split-brain") {
             self.figures.split_brains += 1;
+            // With STONITH both sides never write, whatever the manager does.
             let apart = self.settings.reckless
+                && self.settings.fencing != Fencing::ResourceAndStonith
                 || self.manager.forced_apart
                 || self.manager.half_promoted.is_some();
             if !apart {

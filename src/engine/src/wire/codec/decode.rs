@@ -299,6 +299,7 @@ pub(super) fn message<P>(
         MessageKind::InvalidateRequest => Message::InvalidateRequest {
             volume: reader.volume()?,
         },
+        MessageKind::OutdateRequest => Message::OutdateRequest,
         MessageKind::MissesTracked => Message::MissesTracked {
             volume: reader.volume()?,
             current: reader.generation("current")?,

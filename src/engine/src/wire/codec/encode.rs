@@ -172,6 +172,7 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
                 out.code(disk);
             }
         }
+        Message::OutdateRequest => {}
         Message::Ping { id } | Message::Pong { id } | Message::PromoteRequest { id } => {
             out.u64(*id)
         }

@@ -718,6 +718,18 @@ fn control() -> Vec<Golden> {
             0300              volume 3
 "#,
         ),
+        (
+            Message::OutdateRequest,
+            r#"
+            51524246          magic "QRBF"
+            01                version 1
+            72                kind OutdateRequest
+            0000              flags
+            00000000          body length 0
+            00000000          payload length 0
+            749dc12c          checksum
+"#,
+        ),
     ]
 }
 

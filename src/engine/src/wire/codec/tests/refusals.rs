@@ -427,8 +427,10 @@ proptest! {
         byte: u8,
     ) {
         let (sample, mut body) = body_of(kind, seed);
-        let at = at.index(body.len());
-        body[at] = byte;
+        if !body.is_empty() {
+            let at = at.index(body.len());
+            body[at] = byte;
+        }
         let bytes = head(kind, payload_bytes(&sample), &body);
         match receive(&bytes) {
             Ok((_, message)) => prop_assert_eq!(encode_head(&message), bytes),

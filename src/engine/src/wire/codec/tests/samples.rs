@@ -254,6 +254,7 @@ pub fn message(kind: MessageKind, from: &mut Source) -> Message<Bytes> {
         MessageKind::InvalidateRequest => Message::InvalidateRequest {
             volume: from.volume(),
         },
+        MessageKind::OutdateRequest => Message::OutdateRequest,
         MessageKind::MissesTracked => Message::MissesTracked {
             volume: from.volume(),
             current: from.generation(),
