@@ -375,10 +375,8 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn broadcast_state(&mut self) {
         for p in 0..self.peers.len() {
             if self.peers[p].connection == ConnectionState::Connected {
-                let disks = self
-                    .volumes
-                    .iter()
-                    .map(|volume| (volume.number, volume.disk))
+                let disks = (0..self.volumes.len())
+                    .map(|v| (self.volumes[v].number, self.told_disk(v)))
                     .collect();
                 let role = self.role;
                 self.send(p, Message::PeerState { role, disks });

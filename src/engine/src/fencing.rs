@@ -391,7 +391,7 @@ impl<P: Payload> Engine<P> {
         let node = self.peers[p].config.node_id;
         for v in 0..self.volumes.len() {
             if answer != FenceAnswer::Unreachable {
-                self.volumes[v].unconfirmed = false;
+                self.confirm(v);
             }
             let device = &mut self.peers[p].devices[v];
             if device.disk <= state {
@@ -443,6 +443,21 @@ impl<P: Payload> Engine<P> {
         self.volumes.iter().all(|volume| {
             !volume.usable() || volume.disk == DiskState::UpToDate && !volume.unconfirmed
         })
+    }
+
+    /// The disk as the peers are told of it: whether data are current that were not compared with anybody's is not known.
+    pub(crate) fn told_disk(&self, v: usize) -> DiskState {
+        match self.volumes[v].disk {
+            DiskState::UpToDate if self.volumes[v].unconfirmed => DiskState::Consistent,
+            disk => disk,
+        }
+    }
+
+    /// The data here are known to be current, or to become what a peer has.
+    pub(crate) fn confirm(&mut self, v: usize) {
+        if core::mem::take(&mut self.volumes[v].unconfirmed) {
+            self.broadcast_state();
+        }
     }
 
     // ---- leaving in good order ------------------------------------------------------------------------------------------------------

@@ -111,6 +111,8 @@ fn a_primary_with_stonith_waits_for_the_handler_and_loses_nothing() {
     load.wait_records(records + 100);
     let status = pair.alice.status();
     assert_eq!(status.peer_disk(), "Outdated", "{status}");
+    // It was called when the two met first.
+    std::fs::remove_file(&fenced.unfenced).expect("it was there");
     pair.relay().heal();
     let journal = load.finish(Duration::from_secs(40));
     pair.alice.wait_healthy(SYNC_LIMIT);
@@ -214,7 +216,7 @@ fn a_secondary_that_leaves_is_outdated_and_nobody_is_fenced() {
         status.connection_state() != "Connected"
     });
     assert_eq!(pair.alice.status().peer_disk(), "Outdated");
-    let journal = load::write(&pair.stage, &pair.alice, "alone", &["--count", "50"]);
+    let journal = load::write(&pair.stage, &pair.alice, "alone", &["--seconds", "1"]);
     pair.bob
         .try_command("primary")
         .refused(17, &["(-2) Need access to UpToDate data"]);

@@ -1246,3 +1246,22 @@ fn data_that_nobody_confirmed_are_not_promoted_beside_a_peer_without_its_disk() 
     scenario.promote(0).unwrap();
     assert_eq!(scenario.world.figures.split_brains, 0);
 }
+
+#[test]
+fn survivor_whose_disk_was_detached_and_attached_again_keeps_what_the_dead_primary_lost() {
+    let mut scenario = Scenario::serving(Protocol::C);
+    let writes: Vec<_> = (0..40)
+        .map(|number| scenario.write_now(0, block(number)))
+        .collect();
+    scenario.power_loss(0);
+    scenario.wait_disconnected(1);
+    scenario.detach(1).unwrap();
+    scenario.attach(1);
+    scenario.restart(0);
+    scenario.wait_in_sync();
+    assert!(scenario.saw_rule(1, "survivor-self"));
+    for (number, write) in writes.iter().enumerate() {
+        assert!(scenario.holds(1, block(number as u64), write.write, View::Cached));
+        assert!(scenario.holds(0, block(number as u64), write.write, View::Cached));
+    }
+}

@@ -147,7 +147,7 @@ impl<P: Payload> Engine<P> {
         VolumeHello {
             volume: volume.number,
             round,
-            disk: claimed.unwrap_or(volume.disk),
+            disk: claimed.unwrap_or(self.told_disk(v)),
             attached_anew: volume.attached_anew.is_some() && self.role == Role::Primary,
             max_bytes: backing.layout.data_bytes,
             effective_bytes: superblock.effective_bytes,

@@ -44,7 +44,11 @@ impl<P: Payload> Engine<P> {
             }
             Err((rule, text)) => return self.refuse_connection(p, rule, text),
         };
-        self.peers[p].devices[v].disk = theirs.disk;
+        // Whoever is source has current data, whatever it knew before.
+        self.peers[p].devices[v].disk = match (outcome, theirs.disk) {
+            (Outcome::Target(_), DiskState::Consistent) => DiskState::UpToDate,
+            (_, disk) => disk,
+        };
         self.peers[p].devices[v].tracks_misses = false;
         let text = format!(
             "generations {} / {}: {outcome}",
@@ -54,7 +58,7 @@ impl<P: Payload> Engine<P> {
         if mine.disk == DiskState::Diskless || theirs.disk == DiskState::Diskless {
             return self.connect_diskless(p, v, &mine, &theirs);
         }
-        self.volumes[v].unconfirmed = false;
+        self.confirm(v);
         if let Ok(size) = agreed_size(&mine, &theirs) {
             self.agree_on_size(v, size);
         }
@@ -231,13 +235,23 @@ impl<P: Payload> Engine<P> {
                 && !primary.current.is_none()
                 && !knows(disk, primary.current)
         };
+        let shown = |primary: &VolumeHello, disk: &VolumeHello| {
+            primary.disk == DiskState::Diskless
+                && !primary.current.is_none()
+                && knows(disk, primary.current)
+        };
+        if shown(mine, theirs) && theirs.disk == DiskState::Consistent {
+            self.peers[p].devices[v].disk = DiskState::UpToDate;
+        }
+        if shown(theirs, mine) {
+            self.confirm(v);
+        }
         if stale(mine, theirs) && theirs.disk > DiskState::Outdated {
             self.peers[p].devices[v].disk = DiskState::Outdated;
         }
         if self.role == Role::Primary
             && mine.disk == DiskState::Diskless
-            && theirs.disk == DiskState::UpToDate
-            && !stale(mine, theirs)
+            && self.peers[p].devices[v].disk == DiskState::UpToDate
         {
             // Its clients work on these data from now on; an older disk that is attached without the peer would begin a split brain.
             self.volumes[v].exposed = theirs.current;

@@ -54,7 +54,7 @@ pub struct Checks {
     /// Disks that were given up while writes were on their way to them that clients had been told of (protocols A and B), and that
     /// were all there was.
     promises_lost: BTreeSet<(NodeIndex, usize)>,
-    /// When a node was last connected to a peer anew.
+    /// When a node was last connected to a peer, or to a disk of it, anew.
     connected_since: BTreeMap<(NodeIndex, NodeIndex), Micros>,
     /// Nodes that found a connection lost in the step at hand.
     separated: Vec<(NodeIndex, NodeIndex)>,
@@ -175,7 +175,11 @@ impl World {
             self.leave_peers_branch(node);
         }
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
-            if !before.connected(peer) && view.connected(peer) {
+            let disk_came = (0..self.settings.volumes.len()).any(|volume| {
+                !before.peer_disk(peer, volume).has_data()
+                    && view.peer_disk(peer, volume).has_data()
+            });
+            if view.connected(peer) && (!before.connected(peer) || disk_came) {
                 self.checks.connected_since.insert((node, peer), self.now);
             }
             if before.connected(peer) && !view.connected(peer) {
