@@ -471,9 +471,17 @@ impl<C: FrameCodec, A: PayloadAllocator> Inner<C, A> {
             other => RefusalReason::of_connection(&other, HANDSHAKE_TIMEOUT),
         })?;
         let connection = attempt.guard(connection);
-        let proven =
-            prove_as_acceptor(&connection, &self.identity, |node| self.key_of(node)).await?;
-        self.settle(&connection, proven, false).await
+        let session = async {
+            let proven =
+                prove_as_acceptor(&connection, &self.identity, |node| self.key_of(node)).await?;
+            self.settle(&connection, proven, false).await
+        };
+        session.await.map_err(|reason| match reason {
+            // How QUIC itself ends what its owner drops: a dial that was given up between TLS and the proof, because another
+            // connection of the two nodes has become the session.
+            RefusalReason::ByPeer(CloseCode::Closed) => RefusalReason::Superseded,
+            other => other,
+        })
     }
 
     async fn settle(
@@ -506,8 +514,16 @@ impl<C: FrameCodec, A: PayloadAllocator> Inner<C, A> {
             .any(|peer| peer.config.remote.ip().to_canonical() == address)
     }
 
+    fn has_session_at(&self, remote: SocketAddr) -> bool {
+        self.table()
+            .peers
+            .values()
+            .filter_map(|peer| peer.current.as_ref())
+            .any(|current| current.session.remote == remote)
+    }
+
     fn report_refused(&self, remote: SocketAddr, reason: RefusalReason) {
-        if reason == RefusalReason::Superseded {
+        if !reason.is_news(self.has_session_at(remote)) {
             tracing::debug!(%remote, %reason, "connection closed");
             return;
         }
