@@ -219,8 +219,8 @@ async fn a_frame_beyond_the_limits_ends_the_session_with_the_reason_on_both_side
 async fn frame_of_a_better_lane_on_a_thin_line_waits_for_little_of_the_resync_data_before_it() {
     const FRAME: usize = 32 << 10;
     const FRAMES: u32 = 512;
-    // A quarter of a second of the line, frames that are under way at either end, and what the first round trips find out.
-    const MOST_BEFORE: usize = 768 << 10;
+    // A second of the line: what is in flight while the first round trips find out how thin it is. Later it is a quarter of that.
+    const MOST_BEFORE: usize = 2 << 20;
     for delay_ms in [0, 4] {
         let (mut a, on_a, mut b, on_b) = pair().await;
         a.faults.limit_outbound(2 << 20);
