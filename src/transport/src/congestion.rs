@@ -8,7 +8,8 @@
 //! window was full is the link's *rate*, the shortest round trip of the last seconds is its *delay*. In flight are rate × delay
 //! and a standing queue of a few milliseconds, so that the link never runs empty while a timer or an acknowledgement is late.
 //! The queue is bounded in bytes too: that bound is the window of a local link, where rate × delay is next to nothing.
-//! - At the start there is no rate, and the link may be thin: the window begins small. While the rate grows it doubles each round.
+//! - At the start there is no rate, and the link may be thin: the window begins small. While the rate grows, the window grows faster
+//!   than it.
 //! - Where acknowledgements come in bursts (a node that gets no processor for a while, a network that collects packets) the largest recent
 //!   burst may be in flight beside it, or nothing would be under way while the next one is prepared: without that the window shrinks, what
 //!   arrives in a round shrinks with it, and so on down to the least window. At most what the link takes in [`LONGEST_BURST`].
@@ -76,7 +77,7 @@ impl ControllerFactory for AdaptiveFactory {
             mtu,
             window: LEAST_WINDOW_BYTES.min(local),
             rate: Recent::new(now),
-            grow_to: 0,
+            growing: false,
             bursts: Bursts::new(now),
             delay: Recent::new(now),
             drain_rounds: 0,
@@ -210,8 +211,8 @@ struct Adaptive {
     window: u64,
     /// Bytes per second.
     rate: Recent<u64>,
-    /// After a full round that brought a much better rate: twice the window that it had. Otherwise 0.
-    grow_to: u64,
+    /// The last full round brought a much better rate.
+    growing: bool,
     bursts: Bursts,
     delay: Recent<Duration>,
     /// Rounds left in which the queue runs empty.
@@ -260,7 +261,7 @@ impl Adaptive {
         if delay <= SHORT_DELAY {
             least = least.max(bytes_in(rate, SHORT_DELAY_QUEUE).min(self.local / 2));
         }
-        let least = least.max(self.grow_to);
+        let link = if self.growing { link / 2 * 3 } else { link };
         (link + (queue + burst).min(self.local)).clamp(least.min(self.most), self.most)
     }
 
@@ -321,10 +322,9 @@ impl Adaptive {
             .max(1);
         let rate =
             u64::try_from(u128::from(round.acked_bytes) * 1_000_000 / micros).unwrap_or(u64::MAX);
-        let grows = self
+        self.growing = self
             .best_rate()
             .is_none_or(|before| rate > before.saturating_add(before / 8));
-        self.grow_to = if grows { 2 * self.window } else { 0 };
         self.rate.add(rate, u64::max);
         if self.rate.count >= RATE_ROUNDS
             && now.saturating_duration_since(self.rate.since) >= RATE_LIFE
@@ -401,7 +401,7 @@ impl Controller for Adaptive {
             self.recovery_start = now;
             self.rate = Recent::new(now);
             self.bursts = Bursts::new(now);
-            self.grow_to = 0;
+            self.growing = false;
             self.drain_rounds = 0;
             self.after_loss = Some(AfterLoss {
                 bytes: self.floor(),
