@@ -194,6 +194,10 @@ def fence_peer_handler_keeps_its_contract(lab):
     assert handler(lab, "nodea", arguments=("--frobnicate",)) == 1
     assert handler(lab, "nodea", DRBD_NODE_ID_1="nodec", DRBD_PEER="nodec") == 1
     assert handler(lab, "nodea", name="crm-unfence-peer") == 0
+    # 1: the peer is a member still, but it does not answer: it may be dead or cut off, and not know of the constraint.
+    lab.on("nodeb", "pkill", "--signal", "STOP", "--exact", "pacemaker-based")
+    assert handler(lab, "nodea", arguments=("--timeout", "4", "--dc-timeout", "6")) == 1
+    lab.on("nodeb", "pkill", "--signal", "CONT", "--exact", "pacemaker-based")
     # 4: the peer is a member and obeys. Twice is as good as once.
     assert handler(lab, "nodea") == 4
     assert constraints(lab, "nodea") == 1

@@ -275,7 +275,13 @@ impl KernelDevices {
             self.inherited_under(&handed.name, handed.count)
         });
         let (places, wanted) = (self.places.clone(), device.wanted.clone());
+        let path = places.device(wanted.index);
         if sockets.is_empty() {
+            info!(
+                "{}: {} gets new sockets: what was under way is sent again",
+                device.export,
+                path.display()
+            );
             let (ours, theirs) = pairs(SOCKETS).map_err(|error| error.to_string())?;
             device.serve(self, ours);
             let (index, backend) = (wanted.index, wanted.backend.clone());
@@ -283,6 +289,11 @@ impl KernelDevices {
                 .await?
                 .map_err(|error| error.to_string())?;
         } else {
+            info!(
+                "{}: {} goes on with the sockets that were kept for it",
+                device.export,
+                path.display()
+            );
             device.serve(self, sockets);
         }
         self.helper(move || {

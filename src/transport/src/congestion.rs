@@ -8,8 +8,11 @@
 //! window was full is the link's *rate*, the shortest round trip of the last seconds is its *delay*. In flight are rate × delay
 //! and a standing queue of a few milliseconds, so that the link never runs empty while a timer or an acknowledgement is late.
 //! The queue is bounded in bytes too: that bound is the window of a local link, where rate × delay is next to nothing.
-//! - At the start there is no rate: a local link begins with its whole window, a long one with a part of it.
-//! - While the rate grows, the window grows faster than it.
+//! - At the start there is no rate, and the link may be thin: the window begins small. While the rate grows, the window grows faster
+//!   than it.
+//! - Where acknowledgements come in bursts (a node that gets no processor for a while, a network that collects packets) the largest recent
+//!   burst may be in flight beside it, or nothing would be under way while the next one is prepared: without that the window shrinks, what
+//!   arrives in a round shrinks with it, and so on down to the least window. At most what the link takes in [`LONGEST_BURST`].
 //! - A rate is forgotten after some rounds and a second with a full window, so that a link that became slower is believed; never
 //!   while the owner sends less than the window allows.
 //! - A delay is forgotten after [`DELAY_LIFE`]. Before, the standing queue is let run empty for a round, or it would be taken for
@@ -30,15 +33,17 @@ use quinn_proto::RttEstimator;
 
 /// Packets in flight after persistent congestion.
 const FLOOR_PACKETS: u64 = 10;
-/// Least window for what the rate allows; losses may take it further down.
+/// Least window for what the rate allows, and the first; losses may take it further down.
 const LEAST_WINDOW_BYTES: u64 = 128 << 10;
-/// Up to this delay nothing between the nodes is thin, and what is late is late because a processor is busy: no less than half of
-/// the local window then, or the busier the nodes are, the less they would send.
+/// Up to this delay what is late is late because a processor is busy: no less than half of the local window then, or the busier the
+/// nodes are, the less they would send; as long as that is no more than they take in [`SHORT_DELAY_QUEUE`].
 const SHORT_DELAY: Duration = Duration::from_micros(500);
+/// See [`SHORT_DELAY`]: questions and answers wait behind what is in flight.
+const SHORT_DELAY_QUEUE: Duration = Duration::from_millis(250);
 /// Losses do not take the window below this, nor below rate × delay.
 const LEAST_AFTER_LOSS_BYTES: u64 = 64 << 10;
-/// Above this delay a link begins with a quarter of the local window: it may be thin, and its queue short.
-const LOCAL_DELAY: Duration = Duration::from_millis(2);
+/// The longest pause between bursts of acknowledgements that the window makes up for.
+const LONGEST_BURST: Duration = Duration::from_millis(100);
 /// The standing queue, in time: what the peer may hold an acknowledgement back, and as much for late timers. A sixteenth of the delay
 /// comes on top.
 const STANDING_QUEUE: Duration = Duration::from_millis(10);
@@ -56,7 +61,7 @@ const TOLERATED_LOSS: u64 = 32;
 /// Makes the controllers of an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct AdaptiveFactory {
-    /// Bytes in flight at the start, and most bytes of the standing queue.
+    /// Most bytes of the standing queue, which is the window of a local link.
     pub(crate) local_window_bytes: u64,
     /// Most bytes in flight.
     pub(crate) most_window_bytes: u64,
@@ -70,12 +75,13 @@ impl ControllerFactory for AdaptiveFactory {
             local,
             most: self.most_window_bytes.max(local),
             mtu,
-            window: local,
+            window: LEAST_WINDOW_BYTES.min(local),
             rate: Recent::new(now),
             growing: false,
+            bursts: Bursts::new(now),
             delay: Recent::new(now),
             drain_rounds: 0,
-            round: Round::new(now),
+            round: Round::new(now, true),
             idle: false,
             batch_bytes: 0,
             recovery_start: now,
@@ -131,18 +137,60 @@ struct Round {
     lost_bytes: u64,
     most_in_flight: u64,
     /// A packet that was sent in it has arrived.
-    over: bool,
+    answered: bool,
+    /// Nothing was in flight when it began: its first packets tell how long the link is, all that it could hold how much it takes.
+    from_idle: bool,
 }
 
 impl Round {
-    fn new(now: Instant) -> Self {
+    fn new(now: Instant, from_idle: bool) -> Self {
         Self {
             begun: now,
             acked_bytes: 0,
             lost_bytes: 0,
             most_in_flight: 0,
-            over: false,
+            answered: false,
+            from_idle,
         }
+    }
+
+    fn is_over(&self) -> bool {
+        let arrived = self.acked_bytes + self.lost_bytes;
+        self.answered && (!self.from_idle || arrived >= self.most_in_flight)
+    }
+}
+
+/// What is acknowledged at once beyond what the rate accounts for.
+#[derive(Clone, Debug)]
+struct Bursts {
+    /// When what was acknowledged last was no more than the rate accounts for.
+    since: Instant,
+    acked_bytes: u64,
+    largest: Recent<u64>,
+}
+
+impl Bursts {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            acked_bytes: 0,
+            largest: Recent::new(now),
+        }
+    }
+
+    fn restart(&mut self, now: Instant) {
+        self.since = now;
+        self.acked_bytes = 0;
+    }
+
+    fn take(&mut self, now: Instant, bytes: u64, rate: u64) {
+        let expected = |since| bytes_in(rate, now.saturating_duration_since(since));
+        if self.acked_bytes <= expected(self.since) {
+            self.restart(now);
+        }
+        self.acked_bytes += bytes;
+        let beyond = self.acked_bytes.saturating_sub(expected(self.since));
+        self.largest.add(beyond, u64::max);
     }
 }
 
@@ -165,6 +213,7 @@ struct Adaptive {
     rate: Recent<u64>,
     /// The last full round brought a much better rate.
     growing: bool,
+    bursts: Bursts,
     delay: Recent<Duration>,
     /// Rounds left in which the queue runs empty.
     drain_rounds: u32,
@@ -199,23 +248,21 @@ impl Adaptive {
     /// What the window should be, losses left aside.
     fn wanted(&self) -> u64 {
         let (Some(rate), Some(delay)) = (self.best_rate(), self.best_delay()) else {
-            return match self.best_delay() {
-                Some(delay) if delay > LOCAL_DELAY => self.local / 4,
-                _ => self.local,
-            };
+            return LEAST_WINDOW_BYTES.min(self.local);
         };
         let link = bytes_in(rate, delay);
         if self.drain_rounds > 0 {
             return (link / 4 * 3).max(LEAST_WINDOW_BYTES / 2);
         }
-        let queue = bytes_in(rate, STANDING_QUEUE + delay / 16).min(self.local);
+        let queue = bytes_in(rate, STANDING_QUEUE + delay / 16);
+        let burst = self.bursts.largest.best(u64::max).unwrap_or(0);
+        let burst = burst.min(bytes_in(rate, LONGEST_BURST));
+        let mut least = LEAST_WINDOW_BYTES;
+        if delay <= SHORT_DELAY {
+            least = least.max(bytes_in(rate, SHORT_DELAY_QUEUE).min(self.local / 2));
+        }
         let link = if self.growing { link / 2 * 3 } else { link };
-        let least = if delay <= SHORT_DELAY {
-            self.local / 2
-        } else {
-            LEAST_WINDOW_BYTES
-        };
-        (link + queue).clamp(least.min(self.most), self.most)
+        (link + (queue + burst).min(self.local)).clamp(least.min(self.most), self.most)
     }
 
     fn set_window(&mut self) {
@@ -228,7 +275,7 @@ impl Adaptive {
     }
 
     fn end_round(&mut self, now: Instant) {
-        let round = std::mem::replace(&mut self.round, Round::new(now));
+        let round = std::mem::replace(&mut self.round, Round::new(now, false));
         let full = round.most_in_flight >= self.window / 4 * 3;
         if self.drain_rounds > 0 {
             self.drain_rounds -= 1;
@@ -283,6 +330,7 @@ impl Adaptive {
             && now.saturating_duration_since(self.rate.since) >= RATE_LIFE
         {
             self.rate.next_span(now);
+            self.bursts.largest.next_span(now);
         }
     }
 
@@ -290,7 +338,7 @@ impl Adaptive {
         self.delay
             .add(now.saturating_duration_since(sent), Duration::min);
         self.batch_bytes += bytes;
-        self.round.over |= sent >= self.round.begun;
+        self.round.answered |= sent >= self.round.begun;
     }
 
     fn tolerated_loss(&self) -> u64 {
@@ -307,7 +355,8 @@ impl Controller for Adaptive {
         if self.idle {
             // The pause before is nobody's delay.
             self.idle = false;
-            self.round = Round::new(now);
+            self.round = Round::new(now, true);
+            self.bursts.restart(now);
         }
     }
 
@@ -332,7 +381,10 @@ impl Controller for Adaptive {
         let batch = std::mem::take(&mut self.batch_bytes);
         self.round.acked_bytes += batch;
         self.round.most_in_flight = self.round.most_in_flight.max(in_flight + batch);
-        if self.round.over {
+        if let Some(rate) = self.best_rate() {
+            self.bursts.take(now, batch, rate);
+        }
+        if self.round.is_over() {
             self.end_round(now);
         }
         self.idle = in_flight == 0;
@@ -348,6 +400,7 @@ impl Controller for Adaptive {
         if is_persistent_congestion {
             self.recovery_start = now;
             self.rate = Recent::new(now);
+            self.bursts = Bursts::new(now);
             self.growing = false;
             self.drain_rounds = 0;
             self.after_loss = Some(AfterLoss {
@@ -392,7 +445,7 @@ impl Controller for Adaptive {
     }
 
     fn initial_window(&self) -> u64 {
-        self.local
+        LEAST_WINDOW_BYTES.min(self.local)
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {

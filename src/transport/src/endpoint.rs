@@ -40,8 +40,9 @@ use crate::{reader, socket, tls, writer};
 const SETTLED_SESSION: Duration = Duration::from_secs(1);
 /// Pause before dialing after a settled session was lost, and after an attempt that lost a race.
 const SHORT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a shutdown waits for the peers to take note.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a shutdown lasts at most. The goodbye leaves at once; QUIC would stay for three of its probe timeouts to say it again, and a
+/// restart of the program, with everybody who waits for it, would wait for that. A peer that misses it finds out by asking.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// One UDP socket with the sessions of its peers. `C` is the owner's frame format, `A` allocates its payloads.
 ///
@@ -247,7 +248,7 @@ impl<C: FrameCodec, A: PayloadAllocator> Endpoint<C, A> {
             .map(|current| Session(current.session.clone()))
     }
 
-    /// Ends all sessions and waits shortly until the peers took note. The events end when all are read; the address is
+    /// Ends all sessions, with a word to the peers. The events end when all are read; the address is
     /// free as soon as the tasks of its connections have run once more.
     pub async fn shutdown(self) {
         self.stop();
@@ -471,9 +472,17 @@ impl<C: FrameCodec, A: PayloadAllocator> Inner<C, A> {
             other => RefusalReason::of_connection(&other, HANDSHAKE_TIMEOUT),
         })?;
         let connection = attempt.guard(connection);
-        let proven =
-            prove_as_acceptor(&connection, &self.identity, |node| self.key_of(node)).await?;
-        self.settle(&connection, proven, false).await
+        let session = async {
+            let proven =
+                prove_as_acceptor(&connection, &self.identity, |node| self.key_of(node)).await?;
+            self.settle(&connection, proven, false).await
+        };
+        session.await.map_err(|reason| match reason {
+            // How QUIC itself ends what its owner drops: a dial that was given up between TLS and the proof, because another
+            // connection of the two nodes has become the session.
+            RefusalReason::ByPeer(CloseCode::Closed) => RefusalReason::Superseded,
+            other => other,
+        })
     }
 
     async fn settle(
@@ -506,8 +515,16 @@ impl<C: FrameCodec, A: PayloadAllocator> Inner<C, A> {
             .any(|peer| peer.config.remote.ip().to_canonical() == address)
     }
 
+    fn has_session_at(&self, remote: SocketAddr) -> bool {
+        self.table()
+            .peers
+            .values()
+            .filter_map(|peer| peer.current.as_ref())
+            .any(|current| current.session.remote == remote)
+    }
+
     fn report_refused(&self, remote: SocketAddr, reason: RefusalReason) {
-        if reason == RefusalReason::Superseded {
+        if !reason.is_news(self.has_session_at(remote)) {
             tracing::debug!(%remote, %reason, "connection closed");
             return;
         }

@@ -308,6 +308,16 @@ impl RefusalReason {
         }
     }
 
+    /// Whether the owner is told of a connection that came in and failed so. `connected`: the same node has a session; what else it dialed
+    /// while the network was away, and did not finish, tells nothing then.
+    pub(crate) fn is_news(&self, connected: bool) -> bool {
+        match self {
+            Self::Superseded => false,
+            Self::TimedOut(_) => !connected,
+            _ => true,
+        }
+    }
+
     /// Why a connection ended that was not a session yet. The other side's text is not used: it is not proved.
     pub(crate) fn of_connection(error: &ConnectionError, timeout: Duration) -> Self {
         match error {
@@ -371,6 +381,15 @@ mod tests {
         let unknown = CloseCode::from_wire(VarInt::from_u32(99));
         assert_eq!(unknown, CloseCode::Other(99));
         assert_eq!(unknown.wire(), VarInt::from_u32(99));
+    }
+
+    #[test]
+    fn an_attempt_that_fell_asleep_is_news_only_as_long_as_its_node_is_not_connected() {
+        let asleep = RefusalReason::TimedOut(Duration::from_secs(5));
+        assert!(asleep.is_news(false) && !asleep.is_news(true));
+        let wrong_key = RefusalReason::WrongKey(NodeId(1));
+        assert!(wrong_key.is_news(false) && wrong_key.is_news(true));
+        assert!(!RefusalReason::Superseded.is_news(false));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Faults that a test can put between an endpoint and its socket: one-way partitions, loss, delay.
+//! Faults that a test can put between an endpoint and its socket: one-way partitions, loss, delay, a thin line.
 //!
 //! Production passes none and pays nothing. Loss follows a seed, so that a run can be repeated.
 
@@ -16,6 +16,7 @@ struct State {
     inbound_blocked: AtomicBool,
     outbound_loss_per_million: AtomicU32,
     outbound_delay_us: AtomicU64,
+    outbound_bytes_per_second: AtomicU64,
     random: AtomicU64,
 }
 
@@ -27,6 +28,7 @@ impl Faults {
             inbound_blocked: AtomicBool::new(false),
             outbound_loss_per_million: AtomicU32::new(0),
             outbound_delay_us: AtomicU64::new(0),
+            outbound_bytes_per_second: AtomicU64::new(0),
             random: AtomicU64::new(seed),
         }))
     }
@@ -53,6 +55,21 @@ impl Faults {
             .store(delay.as_micros() as u64, Relaxed);
     }
 
+    /// How many bytes the line takes in a second; what is sent faster waits before it, without end. 0: any number.
+    pub fn limit_outbound(&self, bytes_per_second: u64) {
+        self.0
+            .outbound_bytes_per_second
+            .store(bytes_per_second, Relaxed);
+    }
+
+    /// How long the line is taken by so many bytes.
+    pub(crate) fn time_on_the_line(&self, bytes: usize) -> Duration {
+        match self.0.outbound_bytes_per_second.load(Relaxed) {
+            0 => Duration::ZERO,
+            rate => Duration::from_nanos(bytes as u64 * 1_000_000_000 / rate),
+        }
+    }
+
     pub(crate) fn inbound_blocked(&self) -> bool {
         self.0.inbound_blocked.load(Relaxed)
     }
@@ -61,8 +78,10 @@ impl Faults {
         Duration::from_micros(self.0.outbound_delay_us.load(Relaxed))
     }
 
-    pub(crate) fn loses_packets(&self) -> bool {
+    /// Whether the packets of a batch meet different fates.
+    pub(crate) fn divides_batches(&self) -> bool {
         self.0.outbound_loss_per_million.load(Relaxed) > 0
+            || self.0.outbound_bytes_per_second.load(Relaxed) > 0
     }
 
     /// Whether the next sent packet disappears.

@@ -133,7 +133,7 @@ pub(crate) struct Shared {
     pub(crate) version: ProtocolVersion,
     pub(crate) dialed_by_us: bool,
     pub(crate) connection: quinn::Connection,
-    remote: SocketAddr,
+    pub(crate) remote: SocketAddr,
     lanes: [LaneState; 4],
     max_queued_bytes: usize,
     header_bytes: usize,

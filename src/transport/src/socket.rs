@@ -12,7 +12,7 @@ use std::fs;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 
 use nix::ifaddrs::getifaddrs;
@@ -219,19 +219,40 @@ struct Delayed {
 struct FaultySender {
     faults: Faults,
     delayed: mpsc::Sender<Delayed>,
+    /// When the line has taken what was given to it.
+    line_free: Mutex<Instant>,
 }
 
 impl FaultySender {
     fn new(faults: Faults, socket: &Arc<dyn AsyncUdpSocket>) -> Self {
         let (delayed, queue) = mpsc::channel(MAX_DELAYED_BATCHES);
         tokio::spawn(send_when_due(queue, Arc::downgrade(socket)));
-        Self { faults, delayed }
+        Self {
+            faults,
+            delayed,
+            line_free: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// When bytes that are sent now leave the line.
+    fn off_the_line(&self, bytes: usize) -> Instant {
+        let now = Instant::now();
+        let takes = self.faults.time_on_the_line(bytes);
+        if takes.is_zero() {
+            return now;
+        }
+        let mut free = self
+            .line_free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *free = now.max(*free) + takes;
+        *free
     }
 
     fn try_send(&self, socket: &dyn AsyncUdpSocket, transmit: &Transmit<'_>) -> io::Result<()> {
         let whole = transmit.contents.len().max(1);
         // A batch is lost as a whole under a partition, packet by packet under random loss.
-        let packet = if self.faults.loses_packets() {
+        let packet = if self.faults.divides_batches() {
             transmit.segment_size.unwrap_or(whole)
         } else {
             whole
@@ -246,8 +267,8 @@ impl FaultySender {
                 segment_size,
                 ..transmit.clone()
             };
-            let delay = self.faults.outbound_delay();
-            if delay.is_zero() {
+            let due = self.off_the_line(contents.len()) + self.faults.outbound_delay();
+            if due <= Instant::now() {
                 match socket.try_send(&part) {
                     // Only a whole batch can be tried again without sending its beginning twice.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock && packet < whole => {}
@@ -255,7 +276,7 @@ impl FaultySender {
                 }
             } else {
                 let _ = self.delayed.try_send(Delayed {
-                    due: Instant::now() + delay,
+                    due,
                     contents: contents.to_vec(),
                     destination: part.destination,
                     segment_size,

@@ -144,7 +144,9 @@ impl Tuning {
             .receive_window(UNPROVEN_RECEIVE_WINDOW_BYTES.into())
             .stream_receive_window(self.stream_window().into())
             .send_window(self.connection_window().into_inner())
-            .send_fairness(false)
+            // Without it a stream that was begun is written until nothing of it is left, whatever of a higher priority comes meanwhile:
+            // a ping would wait behind megabytes of resync data.
+            .send_fairness(true)
             .mtu_discovery_config(Some(mtu_discovery))
             .max_idle_timeout(Some(idle_timeout))
             .keep_alive_interval(Some(self.keep_alive_interval))

@@ -1,7 +1,7 @@
-"""Tests that need a pair of their own: a larger disk, a kernel without the driver."""
+"""Tests that need a pair of their own: a larger disk, systemd as the first process, a kernel without the driver."""
 from harness.node import Node, demand
 
-from .steps import demand_equal_disks, give_up, take_over
+from .steps import bring_up, demand_equal_disks, give_up, take_over
 
 # mkfs.xfs refuses less than 300 MB.
 XFS_DISK_MIB = 320
@@ -51,4 +51,30 @@ def kernel_without_nbd_is_named_and_the_socket_serves(stage):
     return "named in words; 200 writes through the socket"
 
 
-TESTS = [xfs_under_load_is_handed_over_and_back, kernel_without_nbd_is_named_and_the_socket_serves]
+def systemd_keeps_the_sockets_over_a_restart_of_the_unit(stage):
+    pair = stage.another("systemd", words="vm.systemd", initramfs=stage.setting.with_systemd())
+    pair.start()
+    one, two = bring_up(pair, Node.start_unit)
+    one.start_load()
+    for turn in (1, 2):
+        one.run("systemctl restart qrbd")
+        one.until_load_goes_on("the load goes on after the restart of the unit")
+        kept = one.read_host("qrbdd.log").count("goes on with the sockets that were kept for it")
+        demand(kept == turn, f"after {turn} restarts the device went on with its old sockets {kept} times:\n{one.read_host('qrbdd.log')[-3000:]}")
+    stall = one.longest_stall()
+    # Whoever kills it finds it started again, with new sockets: those that are kept must not hide the death from the kernel.
+    one.run("systemctl kill --kill-who=main --signal=KILL qrbd")
+    one.until("systemd has started it again", "[ $(systemctl show --property=NRestarts --value qrbd) = 1 ] && qrbdadm status")
+    one.until_load_goes_on("the load goes on after the death of the daemon")
+    demand("new sockets" in one.read_host("qrbdd.log"), "after a death of the daemon the device did not get new sockets")
+    one.stop_load()
+    one.demand_no_kernel_errors()
+    one.until_equal()
+    lines = one.demand_lines(one)
+    give_up(one)
+    take_over(two)
+    two.demand_lines(one)
+    return f"restarted twice, killed once: {lines} fsynced lines there on both nodes, longest stall of the restarts {stall:.1f} s"
+
+
+TESTS = [xfs_under_load_is_handed_over_and_back, systemd_keeps_the_sockets_over_a_restart_of_the_unit, kernel_without_nbd_is_named_and_the_socket_serves]

@@ -6,11 +6,11 @@ ON_BOTH = ("qrbdadm create-md r0", "qrbdadm up r0")
 ON_ONE = ("qrbdadm -- --overwrite-data-of-peer primary r0", "mkfs.ext4 /dev/drbd0 && mount /dev/drbd0 /data")
 
 
-def bring_up(pair):
+def bring_up(pair, start=Node.start_daemon):
     """The user's commands, on a fresh pair. Gives (Primary with ext4 on /data, Secondary)."""
     nodes = [Node(pair, name) for name in ("node1", "node2")]
     for node in nodes:
-        node.start_daemon()
+        start(node)
     for command in ON_BOTH:
         for node in nodes:
             node.run(command)

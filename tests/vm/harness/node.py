@@ -80,6 +80,18 @@ class Node:
         self.run(f"setsid qrbdd {arguments} >>/host/qrbdd.log 2>&1 & echo $! >/run/daemon.pid")
         self.until("the daemon answers", "qrbdadm status")
 
+    def restart_daemon(self):
+        """Ended in order and started again, as a service manager does it: in the guest, without the way to it."""
+        self.run("kill -TERM $(cat /run/daemon.pid); while kill -0 $(cat /run/daemon.pid) 2>/dev/null; do usleep 5000; done; "
+                 "setsid qrbdd >>/host/qrbdd.log 2>&1 & echo $! >/run/daemon.pid")
+        self.until("the daemon answers", "qrbdadm status")
+
+    def start_unit(self):
+        """The daemon as systemd's service, on a guest that has systemd."""
+        self.until("systemd has started", "systemctl is-active multi-user.target")
+        # The unit must not load modules, and there is none of systemd's that does here.
+        self.run("modprobe nbd && systemctl start qrbd")
+
     def kill_daemon(self):
         self.run('kill -9 $(cat /run/daemon.pid); while kill -0 $(cat /run/daemon.pid) 2>/dev/null; do usleep 10000; done')
 

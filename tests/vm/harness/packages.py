@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 
-LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib")
+LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/systemd", "lib/x86_64-linux-gnu", "usr/lib", "lib")
 PROGRAM_FOLDERS = ("usr/bin", "usr/sbin", "bin", "sbin")
 
 
@@ -48,12 +48,14 @@ class Packages:
         """A file of a package by its path: this machine's, else the package's."""
         if os.path.exists(path):
             return path
-        inside = self.root + path
-        if not os.path.exists(inside):
+        # Newer packages have everything below /usr.
+        inside = [self.root + path, self.root + "/usr" + path]
+        if not any(os.path.exists(place) for place in inside):
             self.unpack(package)
-        if not os.path.exists(inside):
-            raise Missing(f"the package {package} holds no {path}")
-        return inside
+        for place in inside:
+            if os.path.exists(place):
+                return place
+        raise Missing(f"the package {package} holds no {path}")
 
     def environment(self):
         """Environment in which programs of the folder find the libraries that came with them."""

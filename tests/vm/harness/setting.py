@@ -10,6 +10,10 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BOOT_MODULES = "virtio_pci virtio_rng virtio_console crc32c_generic crc32c_intel virtio_scsi sd_mod virtio_net ext4 xfs 9p 9pnet_virtio".split()
 # Only there for who asks for them.
 MORE_MODULES = ["nbd"]
+# For a guest whose first process is systemd: programs by their paths, and of its units only those without services behind them.
+SYSTEMD = {"/lib/systemd/systemd": "systemd", "/bin/systemctl": "systemd"}
+SYSTEMD_UNITS = "usr/lib/systemd/system"
+REPOSITORY = os.path.dirname(os.path.dirname(HERE))
 TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs"}
 
 
@@ -55,11 +59,41 @@ class Setting:
             with open("/etc/mke2fs.conf", encoding="utf-8") as file:
                 everything["etc/mke2fs.conf"] = file.read()
         self.initramfs = os.path.join(work, "initramfs")
-        initramfs.build(
-            self.initramfs, kernel=self.kernel, busybox=busybox, init=os.path.join(HERE, "init"),
-            boot_modules=BOOT_MODULES, more_modules=MORE_MODULES + (more_modules or []), programs=inside,
-            files={**everything, "etc/qrbd/authkey": secret}, links={"usr/sbin/drbdadm": "qrbdadm"} if not tools or "drbdadm" not in tools else {},
-            environment=self.environment)
+        self.packages = packages
+        self.parts = dict(
+            kernel=self.kernel, busybox=busybox, init=os.path.join(HERE, "init"), boot_modules=BOOT_MODULES,
+            more_modules=MORE_MODULES + (more_modules or []), programs=inside, files={**everything, "etc/qrbd/authkey": secret},
+            links={"usr/sbin/drbdadm": "qrbdadm"} if not tools or "drbdadm" not in tools else {}, environment=self.environment)
+        initramfs.build(self.initramfs, **self.parts)
+
+    def with_systemd(self):
+        """The archive for guests that are started with the word vm.systemd: the same, and systemd with our unit as the packages have it."""
+        path = self.initramfs + ".systemd"
+        if os.path.exists(path):
+            return path
+        programs = {"usr" + name: self.packages.file(name, package) for name, package in SYSTEMD.items()}
+        files = {
+            "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+            "etc/fstab": "",
+            # There is no journal.
+            "etc/systemd/system.conf": "[Manager]\nDefaultStandardOutput=null\nLogTarget=kmsg\nDefaultTimeoutStartSec=300\n",
+            "etc/systemd/system/qrbd.service.d/log.conf": "[Service]\nStandardError=append:/host/qrbdd.log\nTimeoutStopSec=120\n",
+        }
+        folder = os.path.dirname(self.packages.file("/lib/systemd/system/basic.target", "systemd"))
+        for name in sorted(os.listdir(folder)):
+            if name.endswith((".target", ".slice")) and os.path.isfile(os.path.join(folder, name)):
+                with open(os.path.join(folder, name), encoding="utf-8") as unit:
+                    files[f"{SYSTEMD_UNITS}/{name}"] = unit.read()
+        ours = os.path.join(REPOSITORY, "scripts/systemd")
+        with open(os.path.join(ours, "qrbd.service"), encoding="utf-8") as unit:
+            files[f"{SYSTEMD_UNITS}/qrbd.service"] = unit.read()
+        programs["usr/lib/qrbd/qrbd-unit"] = os.path.join(ours, "qrbd-unit")
+        self.environment = self.packages.environment()
+        parts = {**self.parts, "environment": self.environment, "programs": {**self.parts["programs"], **programs},
+                 "files": {**self.parts["files"], **files}, "links": {**self.parts["links"], "etc/systemd/system/default.target":
+                                                                     f"/{SYSTEMD_UNITS}/multi-user.target"}}
+        initramfs.build(path, **parts)
+        return path
 
     @staticmethod
     def stripped(path, work):

@@ -214,3 +214,52 @@ async fn a_frame_beyond_the_limits_ends_the_session_with_the_reason_on_both_side
         );
     }
 }
+
+#[tokio::test]
+async fn frame_of_a_better_lane_on_a_thin_line_waits_for_little_of_the_resync_data_before_it() {
+    const FRAME: usize = 32 << 10;
+    const FRAMES: u32 = 512;
+    // A second of the line: what is in flight while the first round trips find out how thin it is. Later it is a quarter of that.
+    const MOST_BEFORE: usize = 2 << 20;
+    for delay_ms in [0, 4] {
+        let (mut a, on_a, mut b, on_b) = pair().await;
+        a.faults.limit_outbound(2 << 20);
+        for node in [&a, &b] {
+            node.faults.delay_outbound(Duration::from_millis(delay_ms));
+        }
+        for tag in 0..FRAMES {
+            send(&on_a, Lane::Resync, tag, FRAME);
+        }
+        let mut arrived = 0;
+        // At once, then again and again while the line is full.
+        for question in 0..6 {
+            let lane = [Lane::Control, Lane::Acks, Lane::Data][question as usize % 3];
+            send(&on_a, lane, question, 0);
+            let mut before = 0;
+            loop {
+                let frame = b.frame().await;
+                if frame.lane == lane {
+                    assert_eq!(tag(&frame.head), question);
+                    break;
+                }
+                before += FRAME;
+            }
+            arrived += before;
+            assert!(
+                before <= MOST_BEFORE,
+                "a frame of the {lane} lane, {delay_ms} ms: it waited for {before} bytes"
+            );
+            // The answer comes beside what is measured: nothing is in its way.
+            send(&on_b, Lane::Control, question, 0);
+            assert_eq!(tag(&a.frame().await.head), question);
+            for _ in 0..12 {
+                assert_eq!(b.frame().await.lane, Lane::Resync);
+                arrived += FRAME;
+            }
+        }
+        assert!(
+            arrived < FRAMES as usize * FRAME,
+            "the line was full all the time"
+        );
+    }
+}

@@ -166,12 +166,16 @@ impl<C: FrameCodec, A: PayloadAllocator> Node<C, A> {
             .expect("events go on")
     }
 
-    /// The next session; failed dials before it are normal.
+    /// The next session; failed dials before it, in either direction, are normal.
     pub(super) async fn connected(&mut self) -> Session {
         loop {
             match self.next().await {
                 Event::Connected { handle, .. } => return handle,
-                Event::DialFailed { .. } => {}
+                Event::DialFailed { .. }
+                | Event::Refused {
+                    reason: RefusalReason::TimedOut(_),
+                    ..
+                } => {}
                 other => panic!("expected a session, not {:?}", summary(&other)),
             }
         }

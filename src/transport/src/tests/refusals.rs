@@ -462,3 +462,25 @@ async fn a_dial_given_up_before_an_answer_does_not_keep_the_address_after_the_sh
     }
     drop(events);
 }
+
+#[tokio::test]
+async fn a_dial_that_its_node_gave_up_between_tls_and_the_proof_is_no_refusal() {
+    let mut a = node(0);
+    a.only_accept(NodeId(1));
+    let stranger = raw_endpoint("127.0.0.1:0");
+    // Dropped, as by a dial loop whose peer has a session now: QUIC closes it with code 0.
+    drop(raw_connection(&stranger, a.address()).await);
+    stranger.wait_idle().await;
+    // It is told apart from a peer that refuses: the next event is that one's.
+    let connection = raw_connection(&stranger, a.address()).await;
+    let (mut send, mut receive) = connection.open_bi().await.unwrap();
+    send.write_all(&Message::Hello(hello(1, 0)).encode())
+        .await
+        .unwrap();
+    receive.read_exact(&mut [0; 66]).await.unwrap();
+    connection.close(CloseCode::WrongKey.wire(), b"");
+    assert_eq!(
+        a.refused().await.1,
+        RefusalReason::ByPeer(CloseCode::WrongKey)
+    );
+}
