@@ -76,6 +76,7 @@ kinds! {
     ResyncBegin = 0x6f,
     ResyncReady = 0x70,
     BitmapTaken = 0x71,
+    Resize = 0x72,
 
     ResyncData = 0x83,
     ResyncZeroes = 0x84,
