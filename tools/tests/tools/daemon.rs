@@ -102,6 +102,17 @@ fn commands_reach_the_daemon_as_asked() {
             },
         ),
         (
+            &["resize", "--size=3G", "--assume-clean", "r0/0"],
+            Command::Resize {
+                bytes: Some(3 << 30),
+                assume_clean: true,
+            },
+            Target {
+                volume: Some(0),
+                ..r0()
+            },
+        ),
+        (
             &["--", "--clear-bitmap", "new-current-uuid", "r0/0"],
             Command::NewCurrentUuid { clear_bitmap: true },
             Target {
