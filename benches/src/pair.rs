@@ -321,6 +321,8 @@ impl Pair {
             Effect::Detached { .. }
             | Effect::Handler { .. }
             | Effect::FencePeer { .. }
+            | Effect::MeasureDisk { .. }
+            | Effect::DiskKnown { .. }
             | Effect::Notice(_) => {}
         }
     }

@@ -4,6 +4,7 @@
 //! refusal and answers with the first one.
 
 pub(crate) mod lifecycle;
+mod resize;
 mod wait;
 
 use std::rc::Rc;
@@ -77,6 +78,10 @@ pub(crate) async fn carry_out(
         Command::Up | Command::Adjust => lifecycle::up(daemon, &target, progress).await,
         Command::Down => lifecycle::down(daemon, &target).await,
         Command::Attach => lifecycle::attach(daemon, &target).await,
+        Command::Resize {
+            bytes,
+            assume_clean,
+        } => resize::resize(daemon, &target, bytes, assume_clean).await,
         Command::Primary { force } => primary(daemon, &target, force).await,
         Command::Secondary { force } => secondary(daemon, &target, force).await,
         command => for_engines(daemon, &target, &command).await,

@@ -1,6 +1,7 @@
 //! The engine with everything around it: events in, effects carried out.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
@@ -159,10 +160,12 @@ impl Core {
         data: Disk,
         meta: Option<Disk>,
         image: &MetadataImage,
+        last_known: PathBuf,
     ) -> Result<(), Refusal> {
         let data = self.reactor.attach(data);
         let meta = meta.map(|meta| self.reactor.attach(meta));
-        self.disks.attach(volume, data, meta, image.layout)
+        self.disks
+            .attach(volume, data, meta, image.layout, last_known)
     }
 
     /// The engine does not use the disk: close it.
@@ -345,6 +348,8 @@ impl Core {
                     None,
                 );
             }
+            Effect::MeasureDisk { volume, io } => self.disks.measure(volume, io),
+            Effect::DiskKnown { volume, known } => self.disks.remember(volume, known),
             Effect::Send {
                 peer,
                 session,

@@ -205,9 +205,13 @@ impl Shared {
     ) -> Result<(), Refusal> {
         let image = Box::new(attached.image);
         let device_uuid = image.superblock.device_uuid;
-        self.core
-            .borrow_mut()
-            .use_disk(volume, attached.data, attached.meta, &image)?;
+        self.core.borrow_mut().use_disk(
+            volume,
+            attached.data,
+            attached.meta,
+            &image,
+            attached.last_known,
+        )?;
         let result = self.command(Command::Attach { volume, image }).await;
         match result {
             Ok(()) => {

@@ -11,6 +11,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Debug;
 
+use crate::metadata::growth::{DiskSizes, KnownDevice};
 use crate::metadata::image::MetadataImage;
 use crate::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use crate::units::{ByteRange, NodeId, VolumeNumber};
@@ -237,6 +238,15 @@ pub enum Command {
     SuspendIo,
     /// Go on after [`Command::SuspendIo`], or without having fenced a lost peer.
     ResumeIo,
+    /// The backing disks have grown: agree with the peers on a larger size. Never makes a volume smaller.
+    Resize {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// At most this many bytes; `None`: as many as every disk offers.
+        bytes: Option<u64>,
+        /// The space that is added holds the same bytes on every node already: it is not copied.
+        assume_clean: bool,
+    },
     /// Make a new current generation; with `clear_bitmap` declare all nodes equal (skips the initial sync).
     NewCurrentUuid {
         /// Which volume.
@@ -271,6 +281,13 @@ pub enum Event<P> {
         io: IoId,
         /// How it ended.
         result: Result<(), IoError>,
+    },
+    /// The answer to [`Effect::MeasureDisk`].
+    DiskMeasured {
+        /// Which operation.
+        io: IoId,
+        /// The sizes now.
+        result: Result<DiskSizes, IoError>,
     },
     /// An authenticated connection stands. The shell reports the loss of an older session of this peer first.
     PeerConnected {
@@ -391,6 +408,20 @@ pub enum Effect<P> {
         volume: VolumeNumber,
         /// The engine's handle.
         io: IoId,
+    },
+    /// Ask the operating system how large the disks are now, and let operations go that far. Answer with [`Event::DiskMeasured`].
+    MeasureDisk {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// The engine's handle.
+        io: IoId,
+    },
+    /// The metadata are found by this from now on, also when the device grows while nobody looks.
+    DiskKnown {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// What to remember.
+        known: KnownDevice,
     },
     /// Send a message on its lane.
     Send {

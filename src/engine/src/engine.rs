@@ -53,6 +53,8 @@ pub(crate) enum IoOwner {
     DemoteFlush,
     /// A metadata operation.
     Metadata,
+    /// A look at the disk's size.
+    Measure,
 }
 
 struct Io {
@@ -125,6 +127,12 @@ impl<P: Payload> Engine<P> {
             } => self.client_request(id, volume, operation),
             Event::DiskDone { io, result } => self.disk_done(io, result),
             Event::MetadataDone { io, result } => self.metadata_done(io, result),
+            Event::DiskMeasured { io, result } => {
+                if let Some((v, _)) = self.take_io(io) {
+                    self.disk_measured(v, result);
+                    self.finish_detach(v);
+                }
+            }
             Event::PeerConnected { peer, session } => self.peer_connected(peer, session),
             Event::PeerLost {
                 peer,
@@ -186,6 +194,14 @@ impl<P: Payload> Engine<P> {
                     consider(device.source.as_ref().and_then(|source| source.resume_at));
                 }
             }
+        }
+        for volume in &self.volumes {
+            consider(
+                volume
+                    .resize
+                    .as_ref()
+                    .and_then(crate::commands::Resize::deadline),
+            );
         }
         for deferred in &self.deferred {
             consider(Some(deferred.deadline));
@@ -412,6 +428,7 @@ impl<P: Payload> Engine<P> {
             }
             IoOwner::DemoteFlush => self.demote_flush_done(v, result.map(|_| ())),
             IoOwner::Metadata => self.metadata_operation_done(v, result.map(|_| ())),
+            IoOwner::Measure => {}
         }
         self.finish_detach(v);
     }
@@ -564,6 +581,12 @@ impl<P: Payload> Engine<P> {
             Message::BitmapRuns { volume, runs, last } => {
                 self.bitmap_received(p, volume, &runs, last)
             }
+            Message::Resize {
+                volume,
+                stage,
+                bytes,
+                text,
+            } => self.resize_received(p, volume, stage, bytes, text),
             Message::BitmapTaken { volume } => self.bitmap_taken_received(p, volume),
             Message::ResyncBegin {
                 volume,
@@ -632,6 +655,7 @@ impl<P: Payload> Engine<P> {
                 progress |= self.release_held(v);
                 self.finish_detach(v);
                 progress |= self.pump_metadata(v);
+                progress |= self.pump_resize(v);
             }
             for p in 0..self.peers.len() {
                 self.note_settling(p);

@@ -259,6 +259,11 @@ impl World {
             Effect::MetadataFlush { volume, io } => {
                 self.disk_job(node, volume, io, Job::MetadataFlush)
             }
+            Effect::MeasureDisk { volume, io } => self.disk_job(node, volume, io, Job::Measure),
+            Effect::DiskKnown { volume, known } => {
+                let disk = &mut self.nodes[node].volumes[usize::from(volume.0)].disk;
+                disk.remember(known);
+            }
             Effect::Send {
                 peer,
                 session,

@@ -33,6 +33,8 @@ pub struct VolumeView {
     pub current: Generation,
     /// A disk is attached.
     pub attached: bool,
+    /// Size that clients see, in bytes.
+    pub size: u64,
 }
 
 /// One volume toward one peer.
@@ -88,6 +90,7 @@ impl NodeView {
                 .as_ref()
                 .map_or(Generation::NONE, |identifiers| identifiers.current()),
             attached: volume.identifiers.is_some(),
+            size: volume.size,
         });
         let volumes = volumes.collect();
         let mut peers: Vec<Option<PeerView>> = vec![None; nodes];

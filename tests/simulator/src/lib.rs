@@ -13,6 +13,7 @@ mod effects;
 pub mod engine_view;
 pub mod faults;
 mod fencing;
+pub mod growth;
 pub mod network;
 pub mod node;
 pub mod oracle;

@@ -16,6 +16,16 @@ pub struct VolumeSettings {
     pub internal: Vec<bool>,
     /// Slots of the activity log.
     pub al_extents: u32,
+    /// Sizes that the data area of each node's disk grows to, one after the other.
+    pub growth: Vec<u64>,
+}
+
+impl VolumeSettings {
+    /// Size of the data area at the end.
+    #[must_use]
+    pub fn largest_bytes(&self) -> u64 {
+        self.growth.last().copied().unwrap_or(self.data_bytes)
+    }
 }
 
 /// How the nodes become UpToDate at first.
@@ -81,6 +91,10 @@ pub struct Settings {
     pub demotions: u64,
     /// Probability, per mille, that a node loses its power right after it was demoted.
     pub retiring: u64,
+    /// Probability, per mille, that a disk grows or a volume is resized at a step of the administrator.
+    pub resizes: u64,
+    /// What disks grow by is the same on every node, and is not copied.
+    pub clean_growth: bool,
     /// Faults.
     pub faults: FaultMix,
 }
@@ -142,6 +156,8 @@ impl Settings {
             whims: *random.pick(&[0, 50, 200]),
             demotions: 15,
             retiring: 0,
+            resizes: 0,
+            clean_growth: false,
             faults: FaultMix {
                 interval: *random.pick(&[
                     (20 * MILLISECOND, 300 * MILLISECOND),
@@ -182,6 +198,18 @@ impl Settings {
             settings.demotions = 150;
             settings.retiring = 500;
         }
+        let mut growing = Random::new(seed ^ 0x6203_7E51);
+        if growing.chance(200) {
+            settings.resizes = *growing.pick(&[150, 400]);
+            settings.clean_growth = growing.chance(300);
+            for volume in &mut settings.volumes {
+                let first = volume.data_bytes.next_multiple_of(4096)
+                    + growing.between(1, 2) * (4 << 20)
+                    + 4096 * growing.below(1000);
+                let second = first + 4096 * growing.between(64, 1500);
+                volume.growth = vec![first, second];
+            }
+        }
         settings
     }
 
@@ -196,6 +224,7 @@ impl Settings {
                 data_bytes: 48 << 20,
                 internal: vec![false; 2],
                 al_extents: 9,
+                growth: Vec::new(),
             }],
             beginning: Beginning::SkipInitialSync,
             fencing: Fencing::DontCare,
@@ -212,6 +241,8 @@ impl Settings {
             whims: 0,
             demotions: 15,
             retiring: 0,
+            resizes: 0,
+            clean_growth: false,
             faults: FaultMix {
                 interval: (SECOND, SECOND),
                 budget: 0,
@@ -236,6 +267,7 @@ impl VolumeSettings {
             data_bytes,
             internal,
             al_extents: random.between(9, 11) as u32,
+            growth: Vec::new(),
         }
     }
 }

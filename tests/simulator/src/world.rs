@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use qrbd_engine::api::{ClientError, FenceId, IoId, LossReason};
 use qrbd_engine::limits::MIN_AL_EXTENTS;
+use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::{CreateOptions, Step, create};
 use qrbd_engine::metadata::layout::{Layout, Placement};
 use qrbd_engine::state::Refusal;
@@ -208,6 +209,8 @@ pub struct Figures {
     pub comparisons: u64,
     /// Split brains reported by engines.
     pub split_brains: u64,
+    /// Times that a volume was shown larger than before.
+    pub resizes: u64,
 }
 
 /// The world of one run.
@@ -249,8 +252,12 @@ pub struct World {
     pub command_answers: Option<BTreeMap<u64, Result<(), Refusal>>>,
     /// Rules seen in notices, if a scenario wants to know them: node, rule.
     pub rules: Option<Vec<(NodeIndex, &'static str)>>,
-    /// Sectors by volume that differ between any two nodes.
+    /// Sectors by volume that differ between any two nodes, within what was shown.
     pub differing: Vec<BTreeSet<Sector>>,
+    /// The largest size that a node said a volume has, by volume; bytes.
+    pub shown: Vec<u64>,
+    /// Sectors with garbage in what the disks grow by, by volume.
+    pub(crate) garbage: Vec<BTreeSet<Sector>>,
     /// State of the checkers.
     pub checks: Checks,
     /// The clients.
@@ -303,6 +310,7 @@ impl Figures {
         self.syncs += other.syncs;
         self.comparisons += other.comparisons;
         self.split_brains += other.split_brains;
+        self.resizes += other.resizes;
     }
 }
 
@@ -330,6 +338,12 @@ impl World {
             command_answers: None,
             rules: None,
             differing: vec![BTreeSet::new(); settings.volumes.len()],
+            shown: settings
+                .volumes
+                .iter()
+                .map(|volume| volume.data_bytes)
+                .collect(),
+            garbage: vec![BTreeSet::new(); settings.volumes.len()],
             checks: Checks::new(&settings),
             workload: Workload::new(&settings, random.fork()),
             manager: Manager::new(&settings, random.fork()),
@@ -399,23 +413,30 @@ impl World {
         })
         .expect("the device is large enough");
         assert_eq!(image.layout.data_bytes, data_bytes, "size of the data area");
+        let largest_bytes = settings.largest_bytes();
         let (base, length) = match placement {
-            Placement::Internal => (
-                image.layout.metadata_offset(),
-                image.layout.metadata_bytes(),
-            ),
+            Placement::Internal => {
+                let base = image.layout.metadata_offset();
+                (base, internal_device_bytes(largest_bytes) - base)
+            }
             _ => (0, 1 << 20),
         };
-        let mut disk = Disk::new(placement, device_bytes, data_bytes, base, length);
+        let mut disk = Disk::new(placement, device_bytes, largest_bytes, base, length);
         for step in image.write_steps() {
             if let Step::Write { offset, bytes } = step {
                 disk.found_metadata(offset, &bytes);
             }
         }
+        disk.remember(KnownDevice {
+            device_uuid: image.superblock.device_uuid,
+            device_bytes,
+        });
         let mut found = BTreeMap::new();
         if self.settings.beginning == Beginning::ForcePrimary {
             for _ in 0..100 {
-                let sector = self.disk_random.below(disk.sectors());
+                let sector = self
+                    .disk_random
+                    .below(data_bytes / qrbd_engine::units::SECTOR_BYTES);
                 let stamp = stamp(self.writes.len() as u64, sector);
                 disk.found_data(sector, stamp);
                 found.insert(sector, stamp);
@@ -430,6 +451,9 @@ impl World {
             });
         }
         self.branches.push(Branch::new(Rc::new(found)));
+        if largest_bytes > data_bytes && !self.settings.clean_growth {
+            self.found_garbage(volume, &mut disk);
+        }
         NodeVolume {
             disk,
             faults: DiskFaults::default(),
@@ -524,6 +548,14 @@ impl World {
             self.now = self.now.max(until);
         }
         self.violation.is_none()
+    }
+}
+
+/// Size of the backing device of a node for a data area.
+pub(crate) fn device_bytes(placement: Placement, data_bytes: u64) -> u64 {
+    match placement {
+        Placement::Internal => internal_device_bytes(data_bytes),
+        _ => data_bytes,
     }
 }
 

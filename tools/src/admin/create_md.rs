@@ -81,6 +81,7 @@ impl Context {
         say!("initializing bitmap ({bitmap_kib} KB) to all zero");
         say!("Writing metadata...");
         disks.carry_out(fresh.write_steps())?;
+        disks.remember(&fresh);
         say!("New QRBD metadata block successfully created.");
         tell_sizes(volume, &disks, &fresh);
         Ok(())

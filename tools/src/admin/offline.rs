@@ -244,6 +244,7 @@ impl Context {
                 bytes: blank.clone(),
             });
             disks.carry_out(writes.into_iter().chain([Step::Flush]))?;
+            disks.forget();
             say!("{}: metadata wiped", volume.name());
             Ok(())
         })

@@ -9,6 +9,7 @@ mod demotion;
 mod disk;
 mod generation;
 mod promotion;
+mod resize;
 mod role_change;
 mod sync;
 
@@ -18,6 +19,7 @@ use crate::limits;
 use crate::state::{ConnectionState, Refusal, ReplicationState};
 use crate::units::{NodeId, Time, VolumeNumber};
 pub(crate) use generation::SkipCommand;
+pub(crate) use resize::Resize;
 pub(crate) use role_change::RoleChange;
 
 /// A command that waits for the state to settle.
@@ -90,6 +92,11 @@ impl<P: Payload> Engine<P> {
                 Ok(true)
             }
             Command::ResumeIo => self.resume_io().map(|()| true),
+            Command::Resize {
+                volume,
+                bytes,
+                assume_clean,
+            } => self.resize(id, *volume, *bytes, *assume_clean),
             Command::NewCurrentUuid {
                 volume,
                 clear_bitmap,

@@ -60,7 +60,9 @@ impl<P: Payload> Engine<P> {
         }
         self.confirm(v);
         if let Ok(size) = agreed_size(&mine, &theirs) {
-            self.agree_on_size(v, size);
+            // What is added is not shown to clients before the peer counts as target: until then its own would be as good.
+            let shown = self.role != Role::Primary || !matches!(outcome, Outcome::Source(_));
+            self.agree_on_size(v, size, shown);
         }
         let seen = self.volumes[v].exposed;
         if mine.attached_anew && !seen.is_none() && !knows(&mine, seen) && !knows(&theirs, seen) {
@@ -343,14 +345,26 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    fn agree_on_size(&mut self, v: usize, bytes: u64) {
+    fn agree_on_size(&mut self, v: usize, bytes: u64, shown: bool) {
         let volume = &mut self.volumes[v];
-        volume.size = bytes;
         if let Some(backing) = volume.backing.as_mut() {
-            backing.superblock.effective_bytes = bytes;
+            let old = core::mem::replace(&mut backing.superblock.effective_bytes, bytes);
             for bitmap in &mut backing.bitmaps {
                 bitmap.resize(crate::units::blocks_of(bytes), true);
             }
+            if old != 0 && old < bytes {
+                // The other side was told to grow, and this one takes it over. Nothing is completed there before that is durable.
+                backing.mark_from(old);
+                backing.writer.want_bitmap();
+                backing.completion_gate = backing.writer.want_superblock();
+                let gate = backing.completion_gate;
+                volume.after(gate, 0, None, After::Requests);
+            }
+        }
+        if bytes <= volume.size {
+            volume.size = bytes;
+        } else if shown {
+            self.show_size(v);
         }
     }
 }

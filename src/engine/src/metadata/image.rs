@@ -20,7 +20,7 @@ use core::fmt;
 use super::METADATA_BLOCK_BYTES;
 use super::copies::RefusedCopy;
 use super::layout::{CopyName, Layout, LayoutError, Placement};
-pub use super::load::{Damage, LoadError, load, load_for_repair};
+pub use super::load::{Damage, LoadError, load, load_for_repair, load_grown};
 use super::ring::{self, RingWriter};
 use super::superblock::{Flags, PeerSlot, Superblock};
 use crate::bitmap::Bitmap;
@@ -119,6 +119,8 @@ pub struct MetadataImage {
     pub stale: Vec<CopyName>,
     /// Superblock copies that were refused, to be reported.
     pub refused: Vec<RefusedCopy>,
+    /// Offsets of superblock copies that a move left behind when it was cut short: they are blanked first.
+    pub superseded: Vec<u64>,
     /// Damage bridged by [`load_for_repair`]; empty after [`load`].
     pub damage: Vec<Damage>,
 }
@@ -167,6 +169,7 @@ pub fn create(options: &CreateOptions) -> Result<MetadataImage, CreateError> {
             .collect(),
         stale: Vec::new(),
         refused: Vec::new(),
+        superseded: Vec::new(),
         damage: Vec::new(),
     })
 }
@@ -281,6 +284,13 @@ impl MetadataImage {
     /// are in the bitmaps and `al_clean` is set. Applies the log in memory too.
     pub fn clean_steps(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
+        for offset in core::mem::take(&mut self.superseded) {
+            let bytes = vec![0; METADATA_BLOCK_BYTES as usize];
+            steps.push(Step::Write { offset, bytes });
+        }
+        if !steps.is_empty() {
+            steps.push(Step::Flush);
+        }
         if !self.stale.is_empty() {
             steps.extend(self.superblock_update());
         }

@@ -154,6 +154,12 @@ impl World {
         }
         let view = view.clone();
         for volume in 0..self.settings.volumes.len() {
+            let size = view.volumes[volume].size;
+            if size > self.shown[volume] {
+                self.grew(volume, size);
+            }
+        }
+        for volume in 0..self.settings.volumes.len() {
             let had = before.volumes[volume].disk == DiskState::UpToDate;
             if had
                 && matches!(
@@ -281,6 +287,7 @@ impl World {
         match job {
             Job::Write(..) | Job::Zero(_) => self.check_logged(node, volume, job),
             Job::MetadataWrite(offset, bytes) => {
+                self.check_metadata_place(node, volume, *offset);
                 self.remember_superblock(node, volume, *offset, bytes)
             }
             _ => {}

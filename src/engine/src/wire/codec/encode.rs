@@ -186,6 +186,19 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
             out.count("bytes of text", text.len(), limits::MAX_TEXT_BYTES);
             out.bytes(text.as_bytes());
         }
+        Message::Resize {
+            volume,
+            stage,
+            bytes,
+            text,
+        } => {
+            let text = clipped(text);
+            out.volume(*volume);
+            out.code(*stage);
+            out.u64(*bytes);
+            out.count("bytes of text", text.len(), limits::MAX_TEXT_BYTES);
+            out.bytes(text.as_bytes());
+        }
         Message::ResyncPause { volume, paused } => {
             out.volume(*volume);
             out.u8((*paused).into());
