@@ -79,7 +79,7 @@ fn commands_reach_the_daemon_as_asked() {
         _ => ok(),
     });
     let r0 = || Target::resource("r0");
-    let cases: [(&[&str], Command, Target); 10] = [
+    let cases: [(&[&str], Command, Target); 11] = [
         (&["up", "all"], Command::Up, r0()),
         (
             &["--", "--overwrite-data-of-peer", "primary", "r0"],
