@@ -17,14 +17,6 @@ pub const STATE_DIRECTORY_VARIABLE: &str = "QRBD_STATE_DIR";
 /// Longest file that is read.
 const MOST_BYTES: u64 = 4096;
 
-/// The state directory of the environment.
-#[must_use]
-pub fn state_directory() -> PathBuf {
-    std::env::var_os(STATE_DIRECTORY_VARIABLE)
-        .unwrap_or_else(|| DEFAULT_STATE_DIRECTORY.into())
-        .into()
-}
-
 /// Identity and size of a disk the last time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LastKnown {

@@ -201,6 +201,16 @@ impl<P: Payload> Engine<P> {
                     bytes,
                 });
             }
+            Phase::Zeroes(offset, bytes) => {
+                let bytes = alloc::vec![0; bytes as usize];
+                let io = self.new_metadata_io(v);
+                self.effect(Effect::MetadataWrite {
+                    volume,
+                    io,
+                    offset,
+                    bytes,
+                });
+            }
             Phase::Moved(layout) => {
                 if let Some(backing) = self.volumes[v].backing.as_mut() {
                     backing.layout = layout;

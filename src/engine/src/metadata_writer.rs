@@ -17,6 +17,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::metadata::METADATA_BLOCK_BYTES;
+use crate::metadata::growth::{left_behind, parts};
 use crate::metadata::layout::{CopyName, Layout, Placement};
 
 /// Bitmap blocks written at a time, so that a large bitmap does not sit in memory twice.
@@ -41,6 +42,8 @@ pub(crate) enum Phase {
     LogCommitted,
     /// Write these blocks of a bitmap slot where another layout has them, in one piece.
     MovedBitmap(Layout, usize, Range<u64>),
+    /// Write so many zeroes at a byte offset.
+    Zeroes(u64, u64),
     /// The metadata are where this layout has them, durably.
     Moved(Layout),
 }
@@ -176,6 +179,10 @@ impl MetadataWriter {
             self.phases.push_back(Phase::Flush);
         }
         if internal {
+            for (offset, bytes) in left_behind(old).into_iter().flat_map(parts) {
+                self.phases.push_back(Phase::Zeroes(offset, bytes));
+            }
+            self.phases.push_back(Phase::Flush);
             blank(old, &mut self.phases);
         }
         self.phases.push_back(Phase::Moved(*new));

@@ -6,7 +6,7 @@
 use qrbd_engine::api::{ClientError, Command};
 use qrbd_engine::config::Fencing;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
-use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange};
+use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange, VolumeNumber};
 use qrbd_engine::wire::message::Protocol;
 use qrbd_simulator::disk::View;
 use qrbd_simulator::queue::{MILLISECOND, SECOND};
@@ -315,6 +315,78 @@ fn c2_metadata_open_after_a_power_loss_at_any_instant() {
         world.restart(0);
         world.restart(1);
         world.wait_in_sync();
+    }
+}
+
+/// Two nodes whose disks have grown, node 0 Primary.
+fn with_grown_disks(seed: u64) -> Scenario {
+    let mut settings = Settings::quiet(seed, Protocol::C);
+    settings.volumes[0].internal = vec![true, seed.is_multiple_of(2)];
+    settings.volumes[0].growth = vec![56 << 20];
+    let mut world = Scenario::serving_with(settings);
+    for node in 0..2 {
+        assert!(world.world.grow_disk(node, 0));
+    }
+    world
+}
+
+fn resize() -> Command {
+    Command::Resize {
+        volume: VolumeNumber(0),
+        bytes: None,
+        assume_clean: false,
+    }
+}
+
+#[test]
+fn c2_metadata_that_move_open_after_a_power_loss_at_any_instant() {
+    let mut sizes = std::collections::BTreeSet::new();
+    for seed in 0..150 {
+        let mut world = with_grown_disks(seed);
+        for turn in 0..6 {
+            world.write(0, extent(turn));
+        }
+        world.world.command(
+            0,
+            resize(),
+            qrbd_simulator::administrator::Purpose::Scenario,
+        );
+        // The checkers load the metadata that the crash left.
+        world.run(seed * 400);
+        world.power_loss(0);
+        world.power_loss(1);
+        world.restart(0);
+        world.restart(1);
+        world.wait_in_sync();
+        sizes.insert(world.view(0).volumes[0].size);
+        assert_eq!(world.view(0).volumes[0].size, world.view(1).volumes[0].size);
+    }
+    assert_eq!(
+        sizes.len(),
+        2,
+        "crashes before and after the new size was noted"
+    );
+}
+
+#[test]
+fn w10_what_a_resize_adds_reads_the_same_on_both_nodes() {
+    for seed in 0..20 {
+        let mut world = with_grown_disks(seed);
+        world.write_now(0, block(5));
+        world.command(0, resize()).unwrap();
+        world.wait_in_sync();
+        let size = world.view(0).volumes[0].size;
+        assert_eq!(size, 56 << 20);
+        let last = block(size / 4096 - 1);
+        let seen = world.read_now(0, last);
+        world.power_loss(0);
+        world.wait_disconnected(1);
+        world.promote(1).unwrap();
+        assert_eq!(world.read_now(1, last), seen);
+        let write = world.write_now(1, last);
+        world.restart(0);
+        world.wait_in_sync();
+        assert!(world.holds(0, last, write.write, View::Cached));
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Global {
         default_value = "/run/qrbd"
     )]
     pub run_dir: PathBuf,
-    /// Directory for what the daemon remembers outside of its disks: nothing, in this version.
+    /// Directory for what is remembered outside of the disks: how large they were, so that the metadata of one that grew are found.
     #[arg(
         long,
         value_name = "DIR",

@@ -48,7 +48,7 @@ impl Context {
         force: bool,
         max_peers: Option<u8>,
     ) -> Outcome {
-        let disks = Disks::open(volume, Access::Write)?;
+        let disks = Disks::open(&self.global.state_dir, volume, Access::Write)?;
         let node = volume
             .resource
             .local_node()

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use qrbd_config::MetaDisk;
 use qrbd_control::LastKnown;
-use qrbd_control::last_known::state_directory;
 use qrbd_disk::{Disk, DiskError, DiskErrorKind, OpenOptions};
 use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::{self, LoadError, MetadataImage, Step};
@@ -39,7 +38,11 @@ pub(super) struct Disks {
 
 impl Disks {
     /// Opens the disks of `volume`; the backing device is there, or it is an error.
-    pub(super) fn open(volume: &SelectedVolume<'_>, access: Access) -> Result<Disks, Failure> {
+    pub(super) fn open(
+        state_directory: &Path,
+        volume: &SelectedVolume<'_>,
+        access: Access,
+    ) -> Result<Disks, Failure> {
         let Some(path) = volume.disk() else {
             return Err(Failure::new(
                 EXIT_EXECUTION,
@@ -75,7 +78,7 @@ impl Disks {
             data,
             meta,
             placement,
-            last_known: LastKnown::file(&state_directory(), node, resource, number),
+            last_known: LastKnown::file(state_directory, node, resource, number),
         })
     }
 

@@ -8,7 +8,9 @@
 //! 1. both new superblock places blank, flush: nothing that an earlier life of the device left there counts;
 //! 2. ring and bitmaps in the new place, flush;
 //! 3. superblock in the new place, with the next sequence and the new device size, A, flush, B, flush: from here on they count;
-//! 4. both old superblock places blank, flush: they never come back, also if the device is made smaller again.
+//! 4. zeroes over the old ring and bitmaps, flush, then over both old superblocks, flush: they never come back, also if the device is
+//!    made smaller again, and what the volume grows into reads the same on every node that was new there. As long as an old superblock
+//!    is there, a crash is known to have come before the end of this step, and the next attach repeats it.
 //!
 //! Metadata on a device of their own stay where they are; their bitmap slot becomes longer. What is added is written first, then the
 //! superblock says that it is there.
@@ -17,9 +19,13 @@
 //! the shell remembers: see [`super::load::load_grown`].
 
 use core::fmt;
+use core::ops::Range;
 
 use super::METADATA_BLOCK_BYTES;
 use super::layout::{Layout, LayoutError, Placement};
+
+/// Bytes of one write of zeroes.
+const PART_BYTES: u64 = 1 << 20;
 
 /// What a shell remembers of a device that it attached: enough to find its metadata after it grew.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +103,23 @@ impl core::error::Error for GrowthError {}
 
 fn whole_blocks(bytes: u64) -> u64 {
     bytes / METADATA_BLOCK_BYTES * METADATA_BLOCK_BYTES
+}
+
+/// What is zeroed before the superblocks when internal metadata have left a place.
+#[must_use]
+pub fn left_behind(layout: &Layout) -> [Range<u64>; 2] {
+    [
+        layout.bitmap_offset..layout.superblock_b,
+        layout.ring_offset..layout.superblock_a,
+    ]
+}
+
+/// Parts of a range, none longer than one write.
+pub(crate) fn parts(range: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+    let Range { start, end } = range;
+    (start..end)
+        .step_by(PART_BYTES as usize)
+        .map(move |at| (at, PART_BYTES.min(end - at)))
 }
 
 /// The layout for a device that has grown since `old` was computed; `None` if it offers no more than before.

@@ -10,7 +10,7 @@ use core::fmt;
 use super::copies::{Candidate, MetadataError, choose};
 use super::growth::KnownDevice;
 use super::image::{BLOCKS_PER_TRANSFER, LoggedExtents, MetadataImage};
-use super::layout::{CopyName, Layout, LayoutError, Placement, superblock_candidates};
+use super::layout::{Layout, LayoutError, Placement, superblock_candidates};
 use super::ring::{self, RingError};
 use super::superblock::Superblock;
 use super::{METADATA_BLOCK_BYTES, MetadataBlock};
@@ -175,7 +175,8 @@ pub fn load_grown<E>(
     }) else {
         return at_end;
     };
-    let before = load(placement, known.device_bytes, &mut read)
+    // What a move left is half zeroed already, perhaps; its superblock still tells what it was.
+    let before = load_for_repair(placement, known.device_bytes, &mut read)
         .ok()
         .filter(|image| image.superblock.device_uuid == known.device_uuid);
     let Some(before) = before else {
@@ -190,19 +191,17 @@ pub fn load_grown<E>(
             })
         }
         Ok(mut image) if image.superblock.sequence > before.superblock.sequence => {
-            // A move that ended between its last two steps. Where the volume has grown since, there are data now.
-            if image.volume_bytes <= before.layout.metadata_offset() {
-                image.superseded = [CopyName::A, CopyName::B]
-                    .map(|copy| before.layout.superblock_offset(copy))
-                    .to_vec();
-            }
+            // A move that ended in its last step. Where the volume has grown since, there are data now.
+            let left = before.layout;
+            image.superseded =
+                Some(left).filter(|left| image.volume_bytes <= left.metadata_offset());
             Ok(image)
         }
         Ok(_)
         | Err(
             LoadError::DeviceSize { .. }
             | LoadError::Superblock(MetadataError::NotFound { .. } | MetadataError::Damaged { .. }),
-        ) => Ok(before),
+        ) => load(placement, known.device_bytes, read),
         Err(error) => Err(error),
     }
 }
@@ -273,7 +272,7 @@ impl<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>> Loader<R> {
             bitmaps,
             stale: chosen.stale,
             refused: chosen.refused,
-            superseded: Vec::new(),
+            superseded: None,
             damage,
         })
     }
