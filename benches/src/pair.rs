@@ -318,7 +318,12 @@ impl Pair {
                 self.completed += 1;
             }
             Effect::CommandDone { result, .. } => self.answered = Some(result.is_ok()),
-            Effect::Detached { .. } | Effect::Handler { .. } | Effect::Notice(_) => {}
+            Effect::Detached { .. }
+            | Effect::Handler { .. }
+            | Effect::FencePeer { .. }
+            | Effect::MeasureDisk { .. }
+            | Effect::DiskKnown { .. }
+            | Effect::Notice(_) => {}
         }
     }
 }

@@ -25,12 +25,13 @@ pub struct Arguments {
         default_value = "/run/qrbd"
     )]
     pub run_dir: PathBuf,
-    /// Directory for what the daemon remembers outside of its disks beyond a reboot: nothing, in this version.
+    /// Directory for what the daemon remembers outside of its disks beyond a reboot: how large they were, so that the metadata of one
+    /// that has grown meanwhile are found. qrbdadm looks there too.
     #[arg(
         long,
         value_name = "DIR",
-        env = "QRBD_STATE_DIR",
-        default_value = "/var/lib/qrbd"
+        env = qrbd_control::last_known::STATE_DIRECTORY_VARIABLE,
+        default_value = qrbd_control::last_known::DEFAULT_STATE_DIRECTORY
     )]
     pub state_dir: PathBuf,
     /// The key that all nodes of the cluster share (qrbdadm keygen), for resources without a shared-secret.

@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use qrbd_config::MetaDisk;
-use qrbd_control::{KernelError, Refusal};
+use qrbd_control::{KernelError, LastKnown, Refusal};
 use qrbd_disk::{Disk, DiskError, DiskErrorKind, OpenOptions};
 use qrbd_engine::limits::MIN_AL_EXTENTS;
+use qrbd_engine::metadata::METADATA_BLOCK_BYTES;
 use qrbd_engine::metadata::copies::MetadataError;
+use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::{self, LoadError, MetadataImage, Step};
 use qrbd_engine::metadata::layout::{LayoutError, Placement};
 use qrbd_engine::metadata::ring;
+use qrbd_engine::metadata::superblock::Superblock;
 use qrbd_engine::units::{NodeId, SECTOR_BYTES};
+use tracing::info;
 
 /// How long a busy disk is tried: the kernel closes the files of a killed daemon only when its last I/O is done, which may be after
 /// the next daemon has started.
@@ -31,6 +35,8 @@ pub(crate) struct AttachRequest {
     pub(crate) meta_disk: MetaDisk,
     pub(crate) al_extents: u32,
     pub(crate) node_id: NodeId,
+    /// Where is remembered how large the disk was.
+    pub(crate) last_known: PathBuf,
 }
 
 /// An open disk whose metadata is in order.
@@ -40,6 +46,8 @@ pub(crate) struct Attached {
     /// `None`: the metadata is on the data disk.
     pub(crate) meta: Option<Disk>,
     pub(crate) image: MetadataImage,
+    /// Where is remembered how large the disk was.
+    pub(crate) last_known: PathBuf,
     /// What the administrator should know.
     pub(crate) notices: Vec<String>,
 }
@@ -89,7 +97,12 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
     notices.extend(meta.iter().flat_map(|meta| meta.notices().iter().cloned()));
     let metadata_disk = meta.as_ref().unwrap_or(&data);
     let path = metadata_disk.info().path.clone();
-    let mut image = image::load(placement, data.info().size, |offset, buffer| {
+    let known = LastKnown::read(&request.last_known).map(|known| KnownDevice {
+        device_uuid: known.device_uuid,
+        device_bytes: known.device_bytes,
+    });
+    let device_bytes = data.info().size;
+    let mut image = image::load_grown(placement, device_bytes, known, |offset, buffer| {
         metadata_disk.read_exact_at(offset, buffer)
     })
     .map_err(|error| refused(&request.object, &path, &error))?;
@@ -126,12 +139,34 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
     let (_, steps) = image.start_log_steps(slots);
     carry_out(metadata_disk, steps)
         .map_err(|error| Refusal::from(KernelError::MetaDiskIo).with_detail(error.to_string()))?;
+    let made_for = image.superblock.device_bytes;
+    if device_bytes / METADATA_BLOCK_BYTES > made_for / METADATA_BLOCK_BYTES {
+        notices.push(format!(
+            "{}: the device has grown from {made_for} to {device_bytes} bytes; the volume stays as large as it was until \
+             'qrbdadm resize {}'",
+            request.disk.display(),
+            request.object
+        ));
+    }
+    remember(&request.last_known, &image.superblock);
     Ok(Attached {
         data,
         meta,
         image,
+        last_known: request.last_known.clone(),
         notices,
     })
+}
+
+fn remember(file: &Path, superblock: &Superblock) {
+    let known = LastKnown {
+        device_uuid: superblock.device_uuid,
+        device_bytes: superblock.device_bytes,
+    };
+    if let Err(error) = known.write(file) {
+        // Needed only for a device that grows while it is not attached.
+        info!("{}: cannot be written: {error}", file.display());
+    }
 }
 
 /// What to know about a disk that does not take every sector: the peer's clients are told the peer's alignment, not this one.
@@ -196,10 +231,15 @@ fn refused(object: &str, path: &Path, error: &LoadError<DiskError>) -> Refusal {
             Refusal::from(KernelError::MetaDataUnclean)
         }
         LoadError::Superblock(MetadataError::NotFound { .. }) => {
-            let remedy = format!("{detail}\nMake it with 'qrbdadm create-md {object}'.");
+            let remedy = format!(
+                "{detail}\nA new device: make it with 'qrbdadm create-md {object}'. A device that held a volume and has grown \
+                 since: make it as large as it was, attach it, and grow it then (the state directory does not remember its size)."
+            );
             return Refusal::from(KernelError::MetaDataInvalid).with_detail(remedy);
         }
-        LoadError::Superblock(_) | LoadError::DeviceSize { .. } => Refusal {
+        LoadError::Superblock(_)
+        | LoadError::DeviceSize { .. }
+        | LoadError::OtherVolume { .. } => Refusal {
             // Making new metadata would lose what the old one knows: not to be advised lightly.
             text: "No valid meta-data found.".to_owned(),
             ..Refusal::from(KernelError::MetaDataInvalid)
@@ -227,6 +267,7 @@ mod tests {
             meta_disk: MetaDisk::Internal,
             al_extents: 67,
             node_id: NodeId(1),
+            last_known: directory.path().join("last-known"),
         }
     }
 

@@ -29,6 +29,8 @@ use crate::volumes::Volumes;
 pub(crate) struct Places {
     pub(crate) configuration: PathBuf,
     pub(crate) node: String,
+    /// For what is remembered beyond a reboot.
+    pub(crate) state: PathBuf,
 }
 
 /// See the module's text.

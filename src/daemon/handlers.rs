@@ -1,16 +1,18 @@
 //! Handlers: the administrator's programs that are run at events, in DRBD's environment.
 //!
 //! One runner for each resource runs them one after the other with `sh -c`, so the owner never waits and the events of a resource stay
-//! in order. Bounds: [`QUEUE`] calls wait at most, further ones are dropped and logged; each run has a time limit (`cmd-timeout-long`),
+//! in order. `fence-peer`, for whose answer clients may wait, does not queue behind them. Bounds: [`QUEUE`] calls wait at most, further ones are dropped and logged; each run has a time limit (`cmd-timeout-long`),
 //! at which its process group is killed. Output goes to the log.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::process::{ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use qrbd_engine::state::{ConnectionState, DiskState};
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, VolumeNumber};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
@@ -93,6 +95,7 @@ impl HandlerCall {
                 .collect::<Vec<_>>()
                 .join(" "),
         );
+        set("UP_TO_DATE_NODES".into(), up_to_date_nodes(plan, status));
         // An event that concerns no peer in particular concerns the only one there is.
         let only = || (plan.peers.len() == 1).then(|| &plan.peers[0]);
         if let Some(peer) = peer
@@ -109,6 +112,27 @@ impl HandlerCall {
             environment,
         }
     }
+}
+
+/// DRBD's mask of the nodes whose data are known to be good: this one's, and those of connected peers.
+fn up_to_date_nodes(plan: &ResourcePlan, status: &Status) -> String {
+    let mut mask = 0_u64;
+    let good = |disk: DiskState| disk == DiskState::UpToDate;
+    if status
+        .volumes
+        .iter()
+        .all(|volume| good(volume.disk) && !volume.unconfirmed)
+    {
+        mask |= 1 << plan.node_id.0;
+    }
+    for peer in &status.peers {
+        if peer.connection == ConnectionState::Connected
+            && peer.devices.iter().all(|device| good(device.peer_disk))
+        {
+            mask |= 1 << peer.node_id.0;
+        }
+    }
+    format!("{mask:#x}")
 }
 
 fn set_peer(environment: &mut BTreeMap<String, String>, peer: &PeerPlan, status: &Status) {
@@ -142,18 +166,33 @@ fn set_peer(environment: &mut BTreeMap<String, String>, peer: &PeerPlan, status:
 #[derive(Clone, Debug)]
 pub(crate) struct Handlers {
     queue: mpsc::Sender<HandlerCall>,
+    configuration: Rc<str>,
 }
 
 impl Handlers {
     /// Starts a runner. `configuration` is the path that scripts get as `DRBD_CONF`.
     pub(crate) fn start(configuration: String) -> Handlers {
         let (queue, mut calls) = mpsc::channel(QUEUE);
+        let configuration: Rc<str> = configuration.into();
+        let path = Rc::clone(&configuration);
         tokio::task::spawn_local(async move {
             while let Some(call) = calls.recv().await {
-                run(&call, &configuration).await;
+                run(&call, &path).await;
             }
         });
-        Handlers { queue }
+        Handlers {
+            queue,
+            configuration,
+        }
+    }
+
+    /// Runs a call at once, beside those that wait; `done` gets its exit code, `None` if it did not end by itself in time.
+    pub(crate) fn run_now(&self, call: HandlerCall, done: impl FnOnce(Option<i32>) + 'static) {
+        let configuration = Rc::clone(&self.configuration);
+        tokio::task::spawn_local(async move {
+            let status = run(&call, &configuration).await;
+            done(status.and_then(|status| status.code()));
+        });
     }
 
     /// Queues a call.

@@ -12,7 +12,7 @@ use qrbd_config::{
     AfterSplitBrain0Primaries, DiskSource, Handlers, MetaDisk, NetOptions, OnIoError, Resource,
 };
 use qrbd_engine::EngineConfig;
-use qrbd_engine::config::{PeerConfig, VolumeConfig};
+use qrbd_engine::config::{Fencing, PeerConfig, VolumeConfig};
 use qrbd_engine::split_brain::{Policies, Policy};
 use qrbd_engine::units::{NodeId, VolumeNumber};
 use qrbd_engine::wire::message::Protocol;
@@ -187,6 +187,7 @@ impl PeerPlan {
         let net = &self.net;
         PeerConfig {
             protocol: protocol(net.protocol),
+            fencing: fencing(net.fencing),
             policies: self.policies,
             ping_interval: net.ping_int_ms,
             ping_timeout: net.ping_timeout_ms,
@@ -217,6 +218,14 @@ impl PeerPlan {
             &other.net.shared_secret,
             other.net.connect_int_ms,
         )
+    }
+}
+
+fn fencing(fencing: qrbd_config::Fencing) -> Fencing {
+    match fencing {
+        qrbd_config::Fencing::DontCare => Fencing::DontCare,
+        qrbd_config::Fencing::ResourceOnly => Fencing::ResourceOnly,
+        qrbd_config::Fencing::ResourceAndStonith => Fencing::ResourceAndStonith,
     }
 }
 

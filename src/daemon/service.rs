@@ -108,6 +108,7 @@ async fn main(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result
         Places {
             configuration,
             node: node.clone(),
+            state: arguments.state_dir,
         },
         arguments.key_file,
         volumes,

@@ -81,6 +81,13 @@ logging {
 """
 
 
+HANDLERS = """    handlers {
+        fence-peer "/usr/local/lib/qrbd/crm-fence-peer";
+        unfence-peer "/usr/local/lib/qrbd/crm-unfence-peer";
+    }
+"""
+
+
 class PacemakerLab(Lab):
     """See the module's text."""
 
@@ -130,13 +137,17 @@ class PacemakerLab(Lab):
             text = text[: text.index("primitive device")]
         return text
 
-    def cluster(self, service=False, stonith=None, constraints=True):
+    def cluster(self, service=False, stonith=None, constraints=True, fencing=False):
         """Both nodes with a synchronised resource, formatted for the service, under Pacemaker.
 
-        `stonith`: pcmk_delay_base, who loses a duel. `constraints`: the agent calls the fencing handlers.
+        `stonith`: pcmk_delay_base, who loses a duel. `constraints`: the agent calls the fencing handlers. `fencing`: the daemon does, and
+        there is no policy that would hide a split brain.
         """
         self.network()
-        self.configuration(net=TIMERS + "        after-sb-1pri discard-secondary;\n")
+        if fencing:
+            self.configuration(net=TIMERS + "        fencing resource-and-stonith;\n", more=HANDLERS)
+        else:
+            self.configuration(net=TIMERS + "        after-sb-1pri discard-secondary;\n")
         for node in NODES:
             self.boot(node)
         self.prepare(service)

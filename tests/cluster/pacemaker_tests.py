@@ -169,6 +169,27 @@ def cut_node_is_fenced_and_nothing_answered_is_lost(lab):
     assert "nodeb" not in lab.fenced
 
 
+def cut_primary_waits_for_fencing_and_is_no_split_brain(lab):
+    # nodea loses every duel, and its daemon calls the handlers. No policy resolves a split brain.
+    lab.cluster(service=True, stonith="nodea:0s;nodeb:4s", constraints=False, fencing=True)
+    settle_on(lab, "nodea")
+    until("the service follows", lambda: lab.serving() == "nodea")
+    client = Client(lab)
+    client.is_answered()
+
+    lab.cut("nodea")
+    until("nodea is fenced", lambda: "nodea" in lab.fenced)
+    until("nodeb has the service", lambda: lab.serving() == "nodeb", 120)
+    client.is_answered()
+    assert constraints(lab, "nodeb") == 1, "the handler's constraint stands while nodea is away"
+    lab.heal("nodea")
+    lab.power_on("nodea")
+    settled(lab, "nodeb")
+    until("the constraint is removed", lambda: constraints(lab, "nodeb") == 0, 60)
+    client.is_answered()
+    client.verify("nodeb")
+
+
 def handler(lab, node, name="crm-fence-peer", arguments=(), **environment):
     """Calls a handler as the daemon would, and gives its exit code."""
     words = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DRBD_RESOURCE=r0", "DRBD_NODE_ID_0=nodea", "DRBD_NODE_ID_1=nodeb"]
@@ -281,6 +302,7 @@ TESTS = [
     agents_pass_every_check,
     service_moves_and_survives_the_loss_of_its_node,
     cut_node_is_fenced_and_nothing_answered_is_lost,
+    cut_primary_waits_for_fencing_and_is_no_split_brain,
     fence_peer_handler_keeps_its_contract,
     node_with_old_data_is_not_promoted,
 ]

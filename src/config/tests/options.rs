@@ -38,7 +38,7 @@ const EVERY_OPTION: &[(&str, &str, &str, bool)] = &[
     ("net", "after-sb-2pri", "call-pri-lost-after-sb", true),
     ("net", "always-asbp", "yes", true),
     ("net", "rr-conflict", "retry-connect", false),
-    ("net", "fencing", "resource-only", false),
+    ("net", "fencing", "resource-only", true),
     ("net", "on-congestion", "block", true),
     ("net", "congestion-fill", "10G", false),
     ("net", "congestion-extents", "67", false),
@@ -100,8 +100,8 @@ const EVERY_OPTION: &[(&str, &str, &str, bool)] = &[
     ("startup", "wait-after-sb", "yes", false),
     ("startup", "become-primary-on", "both", false),
     ("startup", "stacked-timeouts", "yes", false),
-    ("handlers", "fence-peer", "\"/bin/true\"", false),
-    ("handlers", "unfence-peer", "\"/bin/true\"", false),
+    ("handlers", "fence-peer", "\"/bin/true\"", true),
+    ("handlers", "unfence-peer", "\"/bin/true\"", true),
     ("handlers", "pri-on-incon-degr", "\"/bin/true\"", false),
     ("handlers", "pri-lost-after-sb", "\"/bin/true\"", true),
     ("handlers", "pri-lost", "\"/bin/true\"", false),
@@ -110,7 +110,7 @@ const EVERY_OPTION: &[(&str, &str, &str, bool)] = &[
     ("handlers", "split-brain", "\"/bin/true\"", true),
     ("handlers", "before-resync-target", "\"/bin/true\"", false),
     ("handlers", "before-resync-source", "\"/bin/true\"", false),
-    ("handlers", "after-resync-target", "\"/bin/true\"", false),
+    ("handlers", "after-resync-target", "\"/bin/true\"", true),
     ("handlers", "out-of-sync", "\"/bin/true\"", false),
     ("handlers", "quorum-lost", "\"/bin/true\"", false),
     ("handlers", "disconnected", "\"/bin/true\"", true),
@@ -136,7 +136,7 @@ fn every_option_is_accepted_and_those_that_do_not_do_what_they_say_are_reported(
 #[test]
 fn a_value_that_is_not_carried_out_is_told_with_what_the_program_does_instead() {
     let loaded = load_text(&format!(
-        "resource r0 {{\nnet {{ fencing resource-only; rr-conflict disconnect; }}\noptions {{ quorum majority; on-no-quorum io-error; auto-promote no; }}\nnet {{ no-tcp-cork; }} disk {{ md-flushes; size 0; }} {TWO_NODES} }}"
+        "resource r0 {{\nnet {{ allow-two-primaries; rr-conflict disconnect; }}\noptions {{ quorum majority; on-no-quorum io-error; auto-promote no; }}\nnet {{ no-tcp-cork; }} disk {{ md-flushes; size 0; }} {TWO_NODES} }}"
     ));
     assert!(loaded.errors.is_empty(), "{}", messages(&loaded));
     let told: Vec<String> = loaded
@@ -150,7 +150,7 @@ fn a_value_that_is_not_carried_out_is_told_with_what_the_program_does_instead() 
     assert_eq!(
         told,
         [
-            ":2:7: `fencing resource-only` is not carried out by this version, which acts as with `fencing dont-care`",
+            ":2:7: `allow-two-primaries yes` is not carried out by this version, which acts as with `allow-two-primaries no`",
             ":3:11: `quorum majority` is not carried out by this version, which acts as with `quorum off`",
             ":3:28: `on-no-quorum io-error` is not carried out by this version and has no effect",
             ":4:7: `tcp-cork` has no effect in this program and is ignored",

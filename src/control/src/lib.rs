@@ -9,17 +9,21 @@
 //! panic or an unbounded allocation. A request gets zero or more [`message::Response::Progress`] and exactly one final
 //! response, in order; a connection may carry several requests one after the other.
 //!
+//! Also what both keep outside of the disks: [`last_known`].
+//!
 //! Deliberately absent: who may connect (the daemon checks peer credentials) and how things look on a terminal (tools).
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod codec;
 pub mod generations;
+pub mod last_known;
 pub mod message;
 pub mod refusal;
 pub mod status;
 
 pub use codec::CodecError;
+pub use last_known::LastKnown;
 pub use message::{Command, Progress, Request, Response, Target, VersionInformation};
 pub use refusal::{KernelError, Refusal, RefusalKind, StateChangeError};
 pub use status::StatusReport;

@@ -100,6 +100,13 @@ pub enum Command {
     SuspendIo,
     /// Let application I/O go on.
     ResumeIo,
+    /// The backing disks have grown: use what was added.
+    Resize {
+        /// At most this many bytes, `None` for all that the disks offer.
+        bytes: Option<u64>,
+        /// What was added is the same on every node: do not copy it.
+        assume_clean: bool,
+    },
 }
 
 /// What a command is aimed at. Everything `None` means all resources.

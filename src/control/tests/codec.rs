@@ -233,6 +233,10 @@ fn command_tags_do_not_move() {
         Command::Version,
         Command::SuspendIo,
         Command::ResumeIo,
+        Command::Resize {
+            bytes: None,
+            assume_clean: false,
+        },
     ];
     for (tag, command) in commands.into_iter().enumerate() {
         let frame = codec::encode(&Request {

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use qrbd_control::{KernelError, Progress, Refusal, RefusalKind, Response, Target};
+use qrbd_control::{KernelError, LastKnown, Progress, Refusal, RefusalKind, Response, Target};
 use qrbd_engine::Command as Order;
 use qrbd_engine::state::{ConnectionState, DiskState, Role};
 use qrbd_engine::units::{NodeId, VolumeNumber};
@@ -103,7 +103,7 @@ pub(crate) async fn up_one(
             .any(|status| status.number == volume.number && status.disk == DiskState::Diskless);
         if volume.disk.is_some() && diskless {
             tell(progress, &plan.name, Some(volume.number), "attaching");
-            if let Err(refusal) = attach_one(&shared, volume.number).await {
+            if let Err(refusal) = attach_one(daemon, &shared, volume.number).await {
                 warn!(
                     "{}",
                     refusal.message(&format!("{}/{}", plan.name, volume.number))
@@ -253,7 +253,7 @@ pub(super) async fn attach(daemon: &Rc<Daemon>, target: &Target) -> Response {
             }
             Ok(numbers) => {
                 for number in numbers {
-                    if let Err(refusal) = attach_one(&shared, number).await {
+                    if let Err(refusal) = attach_one(daemon, &shared, number).await {
                         first.get_or_insert(refusal);
                     }
                 }
@@ -264,7 +264,11 @@ pub(super) async fn attach(daemon: &Rc<Daemon>, target: &Target) -> Response {
 }
 
 /// Attaches the disk that the plan names.
-async fn attach_one(shared: &Rc<Shared>, number: VolumeNumber) -> Result<(), Refusal> {
+async fn attach_one(
+    daemon: &Daemon,
+    shared: &Rc<Shared>,
+    number: VolumeNumber,
+) -> Result<(), Refusal> {
     let plan = shared.plan();
     let volume = plan.volume(number).ok_or(KernelError::MinorInvalid)?;
     if shared
@@ -286,6 +290,12 @@ async fn attach_one(shared: &Rc<Shared>, number: VolumeNumber) -> Result<(), Ref
         meta_disk: volume.meta_disk.clone(),
         al_extents: volume.al_extents,
         node_id: plan.node_id,
+        last_known: LastKnown::file(
+            &daemon.places.state,
+            &daemon.places.node,
+            &plan.name,
+            number.0,
+        ),
     };
     // Opening and reading metadata may take long on a slow disk.
     let attached = tokio::task::spawn_blocking(move || crate::attach::attach(&request))

@@ -4,6 +4,7 @@
 //! refusal and answers with the first one.
 
 pub(crate) mod lifecycle;
+mod resize;
 mod wait;
 
 use std::rc::Rc;
@@ -77,6 +78,10 @@ pub(crate) async fn carry_out(
         Command::Up | Command::Adjust => lifecycle::up(daemon, &target, progress).await,
         Command::Down => lifecycle::down(daemon, &target).await,
         Command::Attach => lifecycle::attach(daemon, &target).await,
+        Command::Resize {
+            bytes,
+            assume_clean,
+        } => resize::resize(daemon, &target, bytes, assume_clean).await,
         Command::Primary { force } => primary(daemon, &target, force).await,
         Command::Secondary { force } => secondary(daemon, &target, force).await,
         command => for_engines(daemon, &target, &command).await,
@@ -376,18 +381,13 @@ fn orders(
             volume,
             clear_bitmap,
         }),
-        Command::SuspendIo => Err(not_carried_out("suspend-io")),
-        Command::ResumeIo => Err(not_carried_out("resume-io")),
+        Command::SuspendIo => Ok(vec![Order::SuspendIo]),
+        Command::ResumeIo => Ok(vec![Order::ResumeIo]),
         ref other => Err(Refusal::other(
             format!("this daemon does not carry out {other:?}"),
             refusal::EXIT_FAILURE,
         )),
     }
-}
-
-fn not_carried_out(command: &str) -> Refusal {
-    let text = format!("'{command}' is not carried out by this version");
-    Refusal::other(text, refusal::EXIT_FAILURE)
 }
 
 /// Done, or the refusal.

@@ -1,12 +1,13 @@
 //! The engine with everything around it: events in, effects carried out.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
 use qrbd_config::OnIoError;
 use qrbd_disk::{Completion, Disk, Reactor, UringReactor};
-use qrbd_engine::api::{ClientError, Effect, Event, Notice};
+use qrbd_engine::api::{ClientError, Effect, Event, FenceAnswer, FenceId, Notice};
 use qrbd_engine::metadata::image::MetadataImage;
 use qrbd_engine::state::{DiskState, Refusal, Role};
 use qrbd_engine::status::Status;
@@ -45,6 +46,7 @@ pub(crate) struct Core {
     reactor: UringReactor,
     pub(super) disks: Disks,
     pub(super) network: Network,
+    shared: Weak<Shared>,
     handlers: Handlers,
     notices: broadcast::Sender<Notice>,
     clients: Slab<Client>,
@@ -81,7 +83,8 @@ impl Core {
         Core {
             engine: Engine::new(plan.engine(seed), clock.now()),
             disks: Disks::new(&plan, reactor.pool().clone()),
-            network: Network::new(&plan, reactor.pool().clone(), key, shared),
+            network: Network::new(&plan, reactor.pool().clone(), key, shared.clone()),
+            shared,
             plan,
             clock,
             reactor,
@@ -157,10 +160,12 @@ impl Core {
         data: Disk,
         meta: Option<Disk>,
         image: &MetadataImage,
+        last_known: PathBuf,
     ) -> Result<(), Refusal> {
         let data = self.reactor.attach(data);
         let meta = meta.map(|meta| self.reactor.attach(meta));
-        self.disks.attach(volume, data, meta, image.layout)
+        self.disks
+            .attach(volume, data, meta, image.layout, last_known)
     }
 
     /// The engine does not use the disk: close it.
@@ -268,6 +273,7 @@ impl Core {
                 }
             }
             Incoming::Openers { volume, count } => Event::Openers { volume, count },
+            Incoming::PeerFenced { peer, id, answer } => Event::PeerFenced { peer, id, answer },
             Incoming::Command { command, reply } => {
                 self.next_command += 1;
                 self.commands.insert(self.next_command, reply);
@@ -342,6 +348,8 @@ impl Core {
                     None,
                 );
             }
+            Effect::MeasureDisk { volume, io } => self.disks.measure(volume, io),
+            Effect::DiskKnown { volume, known } => self.disks.remember(volume, known),
             Effect::Send {
                 peer,
                 session,
@@ -370,6 +378,7 @@ impl Core {
             }
             Effect::Detached { volume } => self.disks.detach(volume),
             Effect::Handler { name, peer, volume } => self.call_handler(name, peer, volume),
+            Effect::FencePeer { peer, id } => self.fence_peer(peer, id),
             Effect::Notice(notice) => {
                 self.log(&notice);
                 self.marks.notice(now, &notice);
@@ -384,6 +393,37 @@ impl Core {
                 let _ = self.notices.send(notice);
             }
         }
+    }
+
+    /// Has the handler fence a peer; the engine gets its answer in any case.
+    fn fence_peer(&self, peer: NodeId, id: FenceId) {
+        let shared = self.shared.clone();
+        let answer = move |code| {
+            if let Some(shared) = shared.upgrade() {
+                let answer = FenceAnswer::from_exit_code(code);
+                shared.push(Incoming::PeerFenced { peer, id, answer });
+            }
+        };
+        let name = "fence-peer";
+        let Some(command) = self.plan.handlers.get(name) else {
+            warn!(
+                "{}: there is no {name} handler, but `fencing` asks for one: nobody can tell whether {} goes on",
+                self.plan.name,
+                self.plan.node_name(peer)
+            );
+            // Not from within the owner's round.
+            tokio::task::spawn_local(async move { answer(None) });
+            return;
+        };
+        let call = HandlerCall::new(
+            &self.plan,
+            &self.engine.status(),
+            name,
+            command,
+            Some(peer),
+            None,
+        );
+        self.handlers.run_now(call, answer);
     }
 
     fn call_handler(&self, name: &'static str, peer: Option<NodeId>, volume: Option<VolumeNumber>) {

@@ -4,12 +4,15 @@
 //! moment; what came over the network keeps its credit until the disk is done with it. Data starts at byte 0 of the backing disk.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use qrbd_control::LastKnown;
 use qrbd_disk::{BlockDevice, Completion, DiskError, DiskErrorKind, Operation, Pool, UringDevice};
 use qrbd_engine::IoId;
 use qrbd_engine::api::{Event, IoError};
 use qrbd_engine::metadata::METADATA_BLOCK_BYTES;
+use qrbd_engine::metadata::growth::{DiskSizes, KnownDevice};
 use qrbd_engine::metadata::layout::Layout;
 use qrbd_engine::state::Refusal;
 use qrbd_engine::units::{ByteRange, VolumeNumber};
@@ -46,6 +49,8 @@ struct Backing {
     data: UringDevice,
     meta: Option<UringDevice>,
     layout: Layout,
+    /// Where is remembered how large the disk was.
+    last_known: PathBuf,
 }
 
 struct Volume {
@@ -106,13 +111,19 @@ impl Disks {
         data: UringDevice,
         meta: Option<UringDevice>,
         layout: Layout,
+        last_known: PathBuf,
     ) -> Result<(), Refusal> {
         let index = self.index(number).ok_or(Refusal::Unknown)?;
         let volume = &mut self.volumes[index];
         if volume.backing.is_some() {
             return Err(Refusal::DiskConfigured);
         }
-        volume.backing = Some(Backing { data, meta, layout });
+        volume.backing = Some(Backing {
+            data,
+            meta,
+            layout,
+            last_known,
+        });
         volume.counters = Counters::default();
         Ok(())
     }
@@ -189,6 +200,58 @@ impl Disks {
             },
             None,
         );
+    }
+
+    /// Looks how large the disks are now; the answer comes with the next ones that need no disk.
+    pub(super) fn measure(&mut self, number: VolumeNumber, io: IoId) {
+        let index = self.index(number);
+        let backing = index.and_then(|index| self.volumes[index].backing.as_ref());
+        let measured = backing.map(|backing| {
+            let device_bytes = backing.data.measure()?;
+            let metadata_bytes = match &backing.meta {
+                Some(meta) => meta.measure()?,
+                None => device_bytes,
+            };
+            Ok::<_, DiskError>(DiskSizes {
+                device_bytes,
+                metadata_bytes,
+            })
+        });
+        let result = match (index, measured) {
+            (Some(_), Some(Ok(sizes))) => Ok(sizes),
+            (Some(index), Some(Err(error))) => Err(self.explain(index, &error)),
+            _ => Err(IoError::Failed),
+        };
+        self.failed.push_back(Event::DiskMeasured { io, result });
+    }
+
+    /// The metadata are somewhere else from now on.
+    pub(super) fn remember(&mut self, number: VolumeNumber, known: KnownDevice) {
+        let Some(index) = self.index(number) else {
+            return;
+        };
+        let Some(backing) = self.volumes[index].backing.as_mut() else {
+            return;
+        };
+        if let Ok(layout) = Layout::new(
+            backing.layout.placement,
+            known.device_bytes,
+            backing.layout.max_peers,
+        ) {
+            backing.layout = layout;
+        }
+        let last = LastKnown {
+            device_uuid: known.device_uuid,
+            device_bytes: known.device_bytes,
+        };
+        if let Err(error) = last.write(&backing.last_known) {
+            // The disk is found at its new end; only if it grows again while it is not attached, this would have helped.
+            warn!(
+                "{}/{number}: {} cannot be written: {error}",
+                self.resource,
+                backing.last_known.display()
+            );
+        }
     }
 
     /// Starts an operation of the engine.

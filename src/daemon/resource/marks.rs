@@ -158,6 +158,8 @@ mod tests {
         };
         Status {
             role: Role::Primary,
+            suspended_user: false,
+            suspended_fencing: false,
             volumes: vec![],
             peers: vec![peer],
         }

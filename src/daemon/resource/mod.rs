@@ -22,7 +22,7 @@ use std::time::Duration;
 use qrbd_control::generations::GenerationReport;
 use qrbd_control::status::ResourceStatus;
 use qrbd_disk::{Pool, UringReactor};
-use qrbd_engine::api::{ClientError, Notice};
+use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, Notice};
 use qrbd_engine::state::Refusal;
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, VolumeNumber};
@@ -60,6 +60,12 @@ pub(crate) enum Incoming {
     },
     /// So many clients have the volume open now.
     Openers { volume: VolumeNumber, count: u32 },
+    /// The `fence-peer` handler ended.
+    PeerFenced {
+        peer: NodeId,
+        id: FenceId,
+        answer: FenceAnswer,
+    },
     /// An administrator's command.
     Command {
         command: Command,
@@ -199,9 +205,13 @@ impl Shared {
     ) -> Result<(), Refusal> {
         let image = Box::new(attached.image);
         let device_uuid = image.superblock.device_uuid;
-        self.core
-            .borrow_mut()
-            .use_disk(volume, attached.data, attached.meta, &image)?;
+        self.core.borrow_mut().use_disk(
+            volume,
+            attached.data,
+            attached.meta,
+            &image,
+            attached.last_known,
+        )?;
         let result = self.command(Command::Attach { volume, image }).await;
         match result {
             Ok(()) => {

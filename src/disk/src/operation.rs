@@ -89,6 +89,14 @@ impl Operation {
     /// # Errors
     /// `ReadOnly`, `InvalidLength`, `Misaligned` or `OutOfRange`, with the range.
     pub fn validate(&self, info: &DeviceInfo) -> Result<(), DiskError> {
+        self.validate_within(info, info.size)
+    }
+
+    /// As [`Operation::validate`], for a device that has `size` bytes by now.
+    ///
+    /// # Errors
+    /// As [`Operation::validate`].
+    pub fn validate_within(&self, info: &DeviceInfo, size: u64) -> Result<(), DiskError> {
         let kind = self.kind();
         let (offset, length) = self.range();
         let fail = |error_kind, detail: String| {
@@ -117,10 +125,10 @@ impl Operation {
                 format!("offset and length must be multiples of {alignment} bytes"),
             );
         }
-        if offset.checked_add(length).is_none_or(|end| end > info.size) {
+        if offset.checked_add(length).is_none_or(|end| end > size) {
             return fail(
                 DiskErrorKind::OutOfRange,
-                format!("the device ends at {} bytes", info.size),
+                format!("the device ends at {size} bytes"),
             );
         }
         Ok(())

@@ -157,6 +157,7 @@ impl UringReactor {
     #[must_use]
     pub fn attach(&self, disk: Disk) -> UringDevice {
         let device = Device {
+            size: Cell::new(disk.info().size),
             disk: Rc::new(disk),
             no_punch: Cell::new(false),
             no_zero_range: Cell::new(false),
@@ -241,6 +242,18 @@ impl Reactor for UringReactor {
     }
 }
 
+impl UringDevice {
+    /// The size of the device at this moment, in bytes; if it has grown, operations go that far from now on.
+    ///
+    /// # Errors
+    /// When the kernel cannot tell.
+    pub fn measure(&self) -> Result<u64, DiskError> {
+        let size = self.device.disk.current_size()?;
+        self.device.size.set(self.device.size.get().max(size));
+        Ok(size)
+    }
+}
+
 impl BlockDevice for UringDevice {
     fn info(&self) -> &DeviceInfo {
         self.device.disk.info()
@@ -269,7 +282,7 @@ impl BlockDevice for UringDevice {
             length,
             retries: 0,
         };
-        if let Err(error) = operation.validate(self.info()) {
+        if let Err(error) = operation.validate_within(self.info(), self.device.size.get()) {
             core.complete(&request, Err(error));
             return Ok(());
         }

@@ -11,6 +11,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Debug;
 
+use crate::metadata::growth::{DiskSizes, KnownDevice};
 use crate::metadata::image::MetadataImage;
 use crate::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use crate::units::{ByteRange, NodeId, VolumeNumber};
@@ -39,6 +40,55 @@ pub struct SessionId(pub u64);
 /// Handle of an administrator's command, chosen by the shell.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct CommandId(pub u64);
+
+/// Handle of a call of the `fence-peer` handler, chosen by the engine, never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct FenceId(pub u64);
+
+/// What the `fence-peer` handler found out or brought about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FenceAnswer {
+    /// The peer's disk is Inconsistent or worse.
+    Inconsistent,
+    /// The peer's disk is Outdated now, or was already; or the cluster keeps it from becoming Primary.
+    Outdated,
+    /// The peer cannot be reached and is presumed dead.
+    Unreachable,
+    /// The peer is Primary.
+    PeerIsPrimary,
+    /// The peer was shot.
+    Stonith,
+    /// Anything else: nothing is known of the peer.
+    Failed,
+}
+
+impl FenceAnswer {
+    /// By the handler's exit code, DRBD's numbers; `None` if it did not end by itself.
+    #[must_use]
+    pub fn from_exit_code(code: Option<i32>) -> FenceAnswer {
+        match code {
+            Some(3) => FenceAnswer::Inconsistent,
+            Some(4) => FenceAnswer::Outdated,
+            Some(5) => FenceAnswer::Unreachable,
+            Some(6) => FenceAnswer::PeerIsPrimary,
+            Some(7) => FenceAnswer::Stonith,
+            _ => FenceAnswer::Failed,
+        }
+    }
+
+    /// What it says, for a person.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            FenceAnswer::Inconsistent => "peer is inconsistent or worse",
+            FenceAnswer::Outdated => "peer was outdated",
+            FenceAnswer::Unreachable => "peer is unreachable, assumed to be dead",
+            FenceAnswer::PeerIsPrimary => "peer is Primary",
+            FenceAnswer::Stonith => "peer was stonithed",
+            FenceAnswer::Failed => "failed",
+        }
+    }
+}
 
 /// What a client wants done.
 #[derive(Clone, Debug)]
@@ -184,6 +234,19 @@ pub enum Command {
         /// Which peer.
         peer: NodeId,
     },
+    /// Take up no request of a client until [`Command::ResumeIo`].
+    SuspendIo,
+    /// Go on after [`Command::SuspendIo`], or without having fenced a lost peer.
+    ResumeIo,
+    /// The backing disks have grown: agree with the peers on a larger size. Never makes a volume smaller.
+    Resize {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// At most this many bytes; `None`: as many as every disk offers.
+        bytes: Option<u64>,
+        /// The space that is added holds the same bytes on every node already: it is not copied.
+        assume_clean: bool,
+    },
     /// Make a new current generation; with `clear_bitmap` declare all nodes equal (skips the initial sync).
     NewCurrentUuid {
         /// Which volume.
@@ -219,6 +282,13 @@ pub enum Event<P> {
         /// How it ended.
         result: Result<(), IoError>,
     },
+    /// The answer to [`Effect::MeasureDisk`].
+    DiskMeasured {
+        /// Which operation.
+        io: IoId,
+        /// The sizes now.
+        result: Result<DiskSizes, IoError>,
+    },
     /// An authenticated connection stands. The shell reports the loss of an older session of this peer first.
     PeerConnected {
         /// Who.
@@ -252,6 +322,15 @@ pub enum Event<P> {
         id: CommandId,
         /// The command.
         command: Command,
+    },
+    /// The `fence-peer` handler that [`Effect::FencePeer`] asked for ended. Reported once for each call.
+    PeerFenced {
+        /// Whom it was about.
+        peer: NodeId,
+        /// Which call.
+        id: FenceId,
+        /// What it says.
+        answer: FenceAnswer,
     },
     /// The number of clients that have the volume open changed.
     Openers {
@@ -330,6 +409,20 @@ pub enum Effect<P> {
         /// The engine's handle.
         io: IoId,
     },
+    /// Ask the operating system how large the disks are now, and let operations go that far. Answer with [`Event::DiskMeasured`].
+    MeasureDisk {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// The engine's handle.
+        io: IoId,
+    },
+    /// The metadata are found by this from now on, also when the device grows while nobody looks.
+    DiskKnown {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// What to remember.
+        known: KnownDevice,
+    },
     /// Send a message on its lane.
     Send {
         /// To whom.
@@ -383,6 +476,13 @@ pub enum Effect<P> {
         peer: Option<NodeId>,
         /// For which volume, where it concerns one.
         volume: Option<VolumeNumber>,
+    },
+    /// Have the peer fenced (handler `fence-peer`); answer with [`Event::PeerFenced`], also if there is no handler.
+    FencePeer {
+        /// Whom.
+        peer: NodeId,
+        /// The engine's handle.
+        id: FenceId,
     },
     /// A state changed or a decision was taken; for the log, `status` and tests.
     Notice(Notice),

@@ -46,6 +46,18 @@ impl VolumeConfig {
     }
 }
 
+/// `fencing`: what a Primary does about a peer that it lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fencing {
+    /// Nothing.
+    #[default]
+    DontCare,
+    /// The peer is fenced, I/O goes on meanwhile.
+    ResourceOnly,
+    /// I/O is frozen until the peer is fenced.
+    ResourceAndStonith,
+}
+
 /// One peer; times in milliseconds.
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
@@ -53,6 +65,8 @@ pub struct PeerConfig {
     pub node_id: NodeId,
     /// Acknowledgement rule.
     pub protocol: Protocol,
+    /// What a lost peer means.
+    pub fencing: Fencing,
     /// Split-brain policies.
     pub policies: Policies,
     /// `ping-int`: idle time after which the peer is asked whether it is there.
@@ -78,6 +92,7 @@ impl PeerConfig {
         PeerConfig {
             node_id,
             protocol: Protocol::C,
+            fencing: Fencing::default(),
             policies: Policies::default(),
             ping_interval: 10_000,
             ping_timeout: 500,

@@ -53,6 +53,8 @@ pub(crate) enum IoOwner {
     DemoteFlush,
     /// A metadata operation.
     Metadata,
+    /// A look at the disk's size.
+    Measure,
 }
 
 struct Io {
@@ -74,6 +76,7 @@ pub struct Engine<P: Payload> {
     pub(crate) role_change: Option<RoleChange>,
     pub(crate) deferred: Vec<Deferred>,
     pub(crate) skip_command: Option<SkipCommand>,
+    pub(crate) suspended_by_user: bool,
     pub(crate) last_application_io: Time,
     /// Events handled.
     pub(crate) events: u64,
@@ -103,6 +106,7 @@ impl<P: Payload> Engine<P> {
             role_change: None,
             deferred: Vec::new(),
             skip_command: None,
+            suspended_by_user: false,
             last_application_io: Time(0),
             events: 0,
             ios: Slab::new(),
@@ -123,6 +127,12 @@ impl<P: Payload> Engine<P> {
             } => self.client_request(id, volume, operation),
             Event::DiskDone { io, result } => self.disk_done(io, result),
             Event::MetadataDone { io, result } => self.metadata_done(io, result),
+            Event::DiskMeasured { io, result } => {
+                if let Some((v, _)) = self.take_io(io) {
+                    self.disk_measured(v, result);
+                    self.finish_detach(v);
+                }
+            }
             Event::PeerConnected { peer, session } => self.peer_connected(peer, session),
             Event::PeerLost {
                 peer,
@@ -134,6 +144,7 @@ impl<P: Payload> Engine<P> {
                 session,
                 message,
             } => self.frame(peer, session, message),
+            Event::PeerFenced { peer, id, answer } => self.peer_fenced(peer, id, answer),
             Event::Tick => self.tick(),
             Event::Command { id, command } => self.command(id, command),
             Event::Openers { volume, count } => {
@@ -183,6 +194,14 @@ impl<P: Payload> Engine<P> {
                     consider(device.source.as_ref().and_then(|source| source.resume_at));
                 }
             }
+        }
+        for volume in &self.volumes {
+            consider(
+                volume
+                    .resize
+                    .as_ref()
+                    .and_then(crate::commands::Resize::deadline),
+            );
         }
         for deferred in &self.deferred {
             consider(Some(deferred.deadline));
@@ -289,6 +308,11 @@ impl<P: Payload> Engine<P> {
             let from = core::mem::replace(&mut self.role, to);
             for volume in &mut self.volumes {
                 volume.exposed = Generation::NONE;
+                volume.generation_due = false;
+                volume.unconfirmed &= to != Role::Primary;
+            }
+            for peer in &mut self.peers {
+                peer.fence.freezes = false;
             }
             self.effects
                 .push_back(Effect::Notice(Notice::Role { from, to, rule }));
@@ -367,10 +391,8 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn broadcast_state(&mut self) {
         for p in 0..self.peers.len() {
             if self.peers[p].connection == ConnectionState::Connected {
-                let disks = self
-                    .volumes
-                    .iter()
-                    .map(|volume| (volume.number, volume.disk))
+                let disks = (0..self.volumes.len())
+                    .map(|v| (self.volumes[v].number, self.told_disk(v)))
                     .collect();
                 let role = self.role;
                 self.send(p, Message::PeerState { role, disks });
@@ -406,6 +428,7 @@ impl<P: Payload> Engine<P> {
             }
             IoOwner::DemoteFlush => self.demote_flush_done(v, result.map(|_| ())),
             IoOwner::Metadata => self.metadata_operation_done(v, result.map(|_| ())),
+            IoOwner::Measure => {}
         }
         self.finish_detach(v);
     }
@@ -500,6 +523,7 @@ impl<P: Payload> Engine<P> {
                 done,
             } => self.skip_initial_sync_done(p, volume, current, done),
             Message::InvalidateRequest { volume } => self.invalidate_request_received(p, volume),
+            Message::OutdateRequest => self.outdate_request_received(p),
             Message::MissesTracked { volume, current } => {
                 self.misses_tracked_received(p, volume, current)
             }
@@ -557,6 +581,12 @@ impl<P: Payload> Engine<P> {
             Message::BitmapRuns { volume, runs, last } => {
                 self.bitmap_received(p, volume, &runs, last)
             }
+            Message::Resize {
+                volume,
+                stage,
+                bytes,
+                text,
+            } => self.resize_received(p, volume, stage, bytes, text),
             Message::BitmapTaken { volume } => self.bitmap_taken_received(p, volume),
             Message::ResyncBegin {
                 volume,
@@ -625,12 +655,15 @@ impl<P: Payload> Engine<P> {
                 progress |= self.release_held(v);
                 self.finish_detach(v);
                 progress |= self.pump_metadata(v);
+                progress |= self.pump_resize(v);
             }
             for p in 0..self.peers.len() {
                 self.note_settling(p);
                 progress |= self.pump_receiver(p);
                 progress |= self.pump_resync(p);
+                progress |= self.pump_fencing(p);
             }
+            progress |= self.fail_suspended();
             progress |= self.pump_role_change();
             progress |= self.retry_deferred();
             if !progress {

@@ -48,7 +48,9 @@ impl<P: Payload> Engine<P> {
     /// The session is gone. Everything that the peer may miss is marked, waiting requests go on by the rules for a lone node.
     pub(crate) fn connection_lost(&mut self, p: usize, state: ConnectionState, rule: &'static str) {
         let node = self.peers[p].config.node_id;
+        let was_connected = self.peers[p].connection == ConnectionState::Connected;
         self.peers[p].session = None;
+        self.peers[p].outdate_asked = false;
         self.peers[p].hello_sent = None;
         self.peers[p].hello_received = None;
         self.peers[p].handshake_deadline = None;
@@ -87,6 +89,10 @@ impl<P: Payload> Engine<P> {
             self.volumes[v].waiters.retain(|waiter| {
                 waiter.peer != Some(p) || matches!(waiter.then, After::TargetFinished { .. })
             });
+        }
+        if was_connected {
+            self.remember_outdated(p);
+            self.fence_lost_peer(p);
         }
         // What is left in the transfer log may be missing at the peer (W7).
         let left = self.peers[p].log.take_all();
@@ -154,6 +160,7 @@ impl<P: Payload> Engine<P> {
         for v in 0..self.volumes.len() {
             self.update_requests(v);
         }
+        self.take_postponed_answer(p);
     }
 
     /// No networking with this peer any more.
@@ -186,6 +193,11 @@ impl<P: Payload> Engine<P> {
     /// Completions wait for it (W8).
     pub(crate) fn new_generation_if_shared(&mut self, v: usize, rule: &'static str) {
         let absent = self.absent_peers(v);
+        if self.is_frozen() {
+            // Nothing is answered before it is made.
+            self.volumes[v].generation_due = true;
+            return;
+        }
         // Only good data begin a generation; what is written to an Inconsistent disk alone is never completed.
         if self.volumes[v].disk == DiskState::UpToDate
             && self.volumes[v]

@@ -16,6 +16,7 @@ mod commands;
 pub mod config;
 mod engine;
 mod failures;
+mod fencing;
 pub mod generation;
 mod handshake;
 mod interval;

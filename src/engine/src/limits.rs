@@ -24,6 +24,8 @@ pub const MAX_UNWRITTEN_OPERATIONS: usize = 8_192;
 pub const IDLE_BARRIER_MS: u64 = 100;
 /// Milliseconds that a command waits for the state to settle.
 pub const COMMAND_PATIENCE_MS: u64 = 10_000;
+/// Milliseconds that the peers have for their part of a resize: their metadata may have to move.
+pub const RESIZE_PATIENCE_MS: u64 = 30_000;
 /// Milliseconds that the peers have for their vote on a promotion.
 pub const VOTE_TIMEOUT_MS: u64 = 5_000;
 /// Largest resync operation.

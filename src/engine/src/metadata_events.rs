@@ -53,6 +53,10 @@ impl<P: Payload> Engine<P> {
         let Some(backing) = volume.backing.as_mut() else {
             return false;
         };
+        if let Some(layout) = backing.writer.move_to.take() {
+            backing.start_move(&layout);
+            return true;
+        }
         if backing.writer.superblock.wanted > backing.writer.superblock.durable {
             backing.superblock.sequence += 1;
             let block = backing.superblock.encode();
@@ -180,6 +184,40 @@ impl<P: Payload> Engine<P> {
                 }
                 self.metadata_durable(v);
             }
+            Phase::MovedBitmap(layout, slot, blocks) => {
+                let Some(backing) = self.volumes[v].backing.as_ref() else {
+                    return;
+                };
+                let offset = layout.bitmap_block_offset(slot, blocks.start);
+                let bitmap = &backing.bitmaps[slot];
+                let bytes = blocks
+                    .flat_map(|block| bitmap.encode_block(slot, block))
+                    .collect();
+                let io = self.new_metadata_io(v);
+                self.effect(Effect::MetadataWrite {
+                    volume,
+                    io,
+                    offset,
+                    bytes,
+                });
+            }
+            Phase::Zeroes(offset, bytes) => {
+                let bytes = alloc::vec![0; bytes as usize];
+                let io = self.new_metadata_io(v);
+                self.effect(Effect::MetadataWrite {
+                    volume,
+                    io,
+                    offset,
+                    bytes,
+                });
+            }
+            Phase::Moved(layout) => {
+                if let Some(backing) = self.volumes[v].backing.as_mut() {
+                    backing.layout = layout;
+                    backing.writer.moving = false;
+                }
+                self.metadata_moved(v);
+            }
             Phase::LogCommitted => {
                 if let Some(backing) = self.volumes[v].backing.as_mut() {
                     backing.log.committed();
@@ -257,6 +295,8 @@ impl<P: Payload> Engine<P> {
             After::RoleChange => self.role_change_durable(v),
             After::Detach => self.detach_durable(v),
             After::Command(id) => self.command_done(id, Ok(())),
+            After::ResizeMarked { attempt } => self.resize_marked(v, attempt),
+            After::Resized { attempt } => self.resize_durable(v, attempt),
             After::SkippedForPeer { peer, current } => {
                 let volume = self.volumes[v].number;
                 self.send(

@@ -4,14 +4,21 @@
 //! * superblock: write copy A, flush, *durable*, write copy B, flush;
 //! * bitmap: (before a resync from here: flush the data device), write every dirty block, flush, *durable*;
 //! * activity log: (only if an extent is evicted: flush the data device, write the evicted extents' dirty bitmap blocks, flush),
-//!   write the transaction, flush, *committed*.
+//!   write the transaction, flush, *committed*;
+//! * move, after the device grew: the order is in [`crate::metadata::growth`].
 //!
 //! So a superblock never replaces its only good copy, and an extent leaves the log only when everything written to it is durable and
 //! its bits are on disk (C1). Versions count requests: who needs durability remembers the version and waits until `durable` reaches
 //! it. Not here: what the volume does with a committed change.
 
 use alloc::collections::VecDeque;
+use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::metadata::METADATA_BLOCK_BYTES;
+use crate::metadata::growth::{left_behind, parts};
+use crate::metadata::layout::{CopyName, Layout, Placement};
 
 /// Bitmap blocks written at a time, so that a large bitmap does not sit in memory twice.
 const BITMAP_BATCH: usize = 256;
@@ -33,6 +40,12 @@ pub(crate) enum Phase {
     BitmapDurable(u64),
     /// The activity-log transaction is durable.
     LogCommitted,
+    /// Write these blocks of a bitmap slot where another layout has them, in one piece.
+    MovedBitmap(Layout, usize, Range<u64>),
+    /// Write so many zeroes at a byte offset.
+    Zeroes(u64, u64),
+    /// The metadata are where this layout has them, durably.
+    Moved(Layout),
 }
 
 /// A kind of update, asked for and made durable under counted versions.
@@ -51,6 +64,10 @@ pub(crate) struct MetadataWriter {
     pub bitmap: Versions,
     /// The next bitmap job flushes the data device first.
     pub data_flush: bool,
+    /// The metadata shall go where this layout has them.
+    pub move_to: Option<Layout>,
+    /// A move is under way.
+    pub moving: bool,
     /// Operations of the running phase that have not ended.
     outstanding: u32,
     phases: VecDeque<Phase>,
@@ -121,6 +138,55 @@ impl MetadataWriter {
         self.phases.push_back(Phase::Block(ring_offset, ring_block));
         self.phases.push_back(Phase::Flush);
         self.phases.push_back(Phase::LogCommitted);
+    }
+
+    /// Starts a move from one layout to another, with the superblock and the whole ring for the new place.
+    pub fn start_move(&mut self, old: &Layout, new: &Layout, superblock: &[u8], ring: Vec<u8>) {
+        debug_assert!(self.is_idle());
+        self.moving = true;
+        let version = self.superblock.wanted;
+        let internal = new.placement == Placement::Internal;
+        let blank = |layout: &Layout, phases: &mut VecDeque<Phase>| {
+            for copy in [CopyName::A, CopyName::B] {
+                let zeroes = vec![0; METADATA_BLOCK_BYTES as usize];
+                phases.push_back(Phase::Block(layout.superblock_offset(copy), zeroes));
+            }
+            phases.push_back(Phase::Flush);
+        };
+        if internal {
+            blank(new, &mut self.phases);
+            self.phases.push_back(Phase::Block(new.ring_offset, ring));
+        }
+        let end = new.bitmap_slot_blocks();
+        for slot in 0..usize::from(new.max_peers) {
+            let mut first = if internal {
+                0
+            } else {
+                old.bitmap_slot_blocks()
+            };
+            while first < end {
+                let last = end.min(first + BITMAP_BATCH as u64);
+                let phase = Phase::MovedBitmap(*new, slot, first..last);
+                self.phases.push_back(phase);
+                first = last;
+            }
+        }
+        self.phases.push_back(Phase::Flush);
+        for copy in [CopyName::A, CopyName::B] {
+            let offset = new.superblock_offset(copy);
+            self.phases
+                .push_back(Phase::Block(offset, superblock.to_vec()));
+            self.phases.push_back(Phase::Flush);
+        }
+        if internal {
+            for (offset, bytes) in left_behind(old).into_iter().flat_map(parts) {
+                self.phases.push_back(Phase::Zeroes(offset, bytes));
+            }
+            self.phases.push_back(Phase::Flush);
+            blank(old, &mut self.phases);
+        }
+        self.phases.push_back(Phase::Moved(*new));
+        self.phases.push_back(Phase::SuperblockDurable(version));
     }
 
     /// The next phase to carry out, if the one before it is over. Of a bitmap phase a batch is returned.

@@ -10,6 +10,7 @@ use slab::Slab;
 
 use crate::api::SessionId;
 use crate::config::PeerConfig;
+use crate::fencing::Fence;
 use crate::interval::IntervalId;
 use crate::receiver::{Received, Receiver};
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
@@ -200,6 +201,9 @@ pub(crate) struct Peer<P> {
     pub session: Option<SessionId>,
     pub role: Role,
     pub discard_my_data: bool,
+    pub fence: Fence,
+    /// The peer was asked to be Outdated before the two part.
+    pub outdate_asked: bool,
     pub hello_sent: Option<Hello>,
     pub hello_received: Option<Hello>,
     pub handshake_deadline: Option<Time>,
@@ -248,6 +252,8 @@ impl<P> Peer<P> {
             session: None,
             role: Role::Unknown,
             discard_my_data: false,
+            fence: Fence::default(),
+            outdate_asked: false,
             hello_sent: None,
             hello_received: None,
             handshake_deadline: None,

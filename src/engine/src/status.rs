@@ -14,6 +14,10 @@ use crate::units::{BLOCK_BYTES, NodeId, VolumeNumber};
 pub struct Status {
     /// The local role.
     pub role: Role,
+    /// `suspend-io` holds the clients' requests.
+    pub suspended_user: bool,
+    /// They wait for a lost peer to be fenced.
+    pub suspended_fencing: bool,
     /// The volumes.
     pub volumes: Vec<VolumeStatus>,
     /// The peers.
@@ -27,6 +31,8 @@ pub struct VolumeStatus {
     pub number: VolumeNumber,
     /// The local disk.
     pub disk: DiskState,
+    /// Fencing is wanted, and the disk was not compared with a peer's since it was attached.
+    pub unconfirmed: bool,
     /// Size that clients see, in bytes.
     pub size: u64,
     /// Clients that have it open.
@@ -92,6 +98,7 @@ impl<P: Payload> Engine<P> {
             .map(|(v, volume)| VolumeStatus {
                 number: volume.number,
                 disk: volume.disk,
+                unconfirmed: volume.unconfirmed,
                 size: volume.size,
                 openers: volume.openers,
                 identifiers: volume
@@ -151,6 +158,8 @@ impl<P: Payload> Engine<P> {
                 .collect();
         Status {
             role: self.role,
+            suspended_user: self.suspended_by_user,
+            suspended_fencing: self.is_frozen(),
             volumes,
             peers,
         }

@@ -4,15 +4,18 @@
 //! wait for durable metadata. Decides nothing about peers.
 
 use alloc::collections::VecDeque;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::activity_log::ActivityLog;
 use crate::api::CommandId;
 use crate::bitmap::Bitmap;
+use crate::commands::Resize;
 use crate::config::VolumeConfig;
 use crate::generation::Identifiers;
 use crate::interval::Intervals;
-use crate::metadata::layout::Layout;
+use crate::metadata::METADATA_BLOCK_BYTES;
+use crate::metadata::layout::{Layout, Placement};
 use crate::metadata::ring::RingWriter;
 use crate::metadata::superblock::Superblock;
 use crate::metadata_writer::MetadataWriter;
@@ -61,6 +64,10 @@ pub(crate) enum After {
     SkippedForPeer { peer: usize, current: Generation },
     /// Misses of the peer's disk are tracked durably.
     MissesTracked { peer: usize },
+    /// The bits of the space that a resize adds are durable: the superblock may say that it is there.
+    ResizeMarked { attempt: u64 },
+    /// The new size is durable.
+    Resized { attempt: u64 },
     /// Invalidated: shake hands again.
     Invalidated {
         peer: usize,
@@ -135,6 +142,24 @@ impl Backing {
         }
     }
 
+    /// Starts to move the metadata where another layout has them. What changes meanwhile is written afterwards, in the new place.
+    pub fn start_move(&mut self, new: &Layout) {
+        let mut ring = vec![0; new.ring_blocks as usize * METADATA_BLOCK_BYTES as usize];
+        if new.placement == Placement::Internal {
+            // Transactions without updates: together they say what the log holds.
+            for _ in 0..new.ring_blocks {
+                let (index, block) = self.ring.transaction(&[], self.log.slots());
+                let at = index as usize * block.len();
+                ring[at..at + block.len()].copy_from_slice(&block);
+            }
+        }
+        self.superblock.device_bytes = new.device_bytes;
+        self.superblock.sequence += 1;
+        let block = self.superblock.encode();
+        let old = self.layout;
+        self.writer.start_move(&old, new, &block, ring);
+    }
+
     /// Slot of the peer.
     pub fn slot(&self, node: NodeId) -> Option<usize> {
         self.superblock.slot_of(node)
@@ -193,8 +218,14 @@ pub(crate) struct Volume {
     /// The disk was attached on a standing connection; it is Negotiating until the handshake, and this is the state that its metadata
     /// claim.
     pub attached_anew: Option<DiskState>,
+    /// A new generation waits until frozen I/O goes on.
+    pub generation_due: bool,
+    /// Fencing is wanted, and the disk was not compared with a peer's since it was attached: newer data may exist.
+    pub unconfirmed: bool,
     /// Generation of the data that a Primary without a disk serves from its peer.
     pub exposed: Generation,
+    /// A resize under way, for the administrator or for a peer.
+    pub resize: Option<Resize>,
 }
 
 impl Volume {
@@ -219,7 +250,10 @@ impl Volume {
             openers: 0,
             detaching: None,
             attached_anew: None,
+            generation_due: false,
+            unconfirmed: false,
             exposed: Generation::NONE,
+            resize: None,
         }
     }
 

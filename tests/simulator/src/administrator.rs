@@ -183,6 +183,13 @@ impl World {
         } else if self.manager.random.chance(self.settings.whims) && self.manager.began() {
             self.whim();
         }
+        if self.settings.resizes > 0 && !self.manager.healing && self.manager.began() {
+            let mut random = std::mem::replace(&mut self.manager.random, Random::new(0));
+            if random.chance(self.settings.resizes) {
+                self.growth_whim(&mut random);
+            }
+            self.manager.random = random;
+        }
         match self.manager.phase {
             Phase::Beginning => self.begin_step(),
             Phase::Vacant => self.vacant_step(),
@@ -278,6 +285,7 @@ impl World {
         let eligible: Vec<NodeIndex> = (0..self.settings.nodes)
             .filter(|&node| {
                 self.is_eligible(node)
+                    && (self.constrained != Some(node) || self.nodes[node].is_primary())
                     && !self.commands.values().any(|command| command.node == node)
             })
             .collect();

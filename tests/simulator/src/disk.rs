@@ -12,7 +12,8 @@
 
 use std::collections::BTreeMap;
 
-use qrbd_engine::metadata::image::{LoadError, MetadataImage, load};
+use qrbd_engine::metadata::growth::KnownDevice;
+use qrbd_engine::metadata::image::{LoadError, MetadataImage, load_grown};
 use qrbd_engine::metadata::layout::Placement;
 use qrbd_engine::units::ByteRange;
 
@@ -32,6 +33,8 @@ pub enum Job {
     Zero(ByteRange),
     /// Flush the data device.
     Flush,
+    /// Find out the size.
+    Measure,
     /// Write metadata at an absolute offset of the metadata device.
     MetadataWrite(u64, Vec<u8>),
     /// Flush the metadata device.
@@ -123,6 +126,8 @@ pub struct Disk {
     pub placement: Placement,
     /// Size of the backing device.
     pub device_bytes: u64,
+    /// What the shell remembers of it.
+    pub known: Option<KnownDevice>,
     data: Vec<Stamp>,
     data_durable: Vec<Stamp>,
     metadata_base: u64,
@@ -139,7 +144,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk of zeroes. `metadata_base` is the first byte of the metadata device that is kept, `metadata_bytes` how many.
+    /// A disk of zeroes, with room to grow: `data_bytes` and `metadata_bytes` are what it may hold at the end. `metadata_base` is the first byte of the metadata device that is kept, `metadata_bytes` how many.
     #[must_use]
     pub fn new(
         placement: Placement,
@@ -152,6 +157,7 @@ impl Disk {
         Disk {
             placement,
             device_bytes,
+            known: None,
             data: vec![ZEROES; count],
             data_durable: vec![ZEROES; count],
             metadata_base,
@@ -163,6 +169,29 @@ impl Disk {
             in_flight: BTreeMap::new(),
             completions: 0,
             next_token: 0,
+        }
+    }
+
+    /// The device is larger from now on.
+    pub fn grow(&mut self, device_bytes: u64) {
+        self.device_bytes = device_bytes;
+        self.durable_version += 1;
+        self.cached_version += 1;
+    }
+
+    /// The shell remembers something else.
+    pub fn remember(&mut self, known: KnownDevice) {
+        self.known = Some(known);
+        self.durable_version += 1;
+        self.cached_version += 1;
+    }
+
+    /// Data were written to a place where internal metadata were before the device grew: these bytes are gone.
+    fn overwrite_metadata(base: u64, placement: Placement, metadata: &mut [u8], sector: Sector) {
+        let offset = sector * qrbd_engine::units::SECTOR_BYTES;
+        if placement == Placement::Internal && offset >= base {
+            let at = (offset - base) as usize;
+            metadata[at..at + METADATA_SECTOR].fill(0xDD);
         }
     }
 
@@ -231,9 +260,10 @@ impl Disk {
     }
 
     fn load_bytes(&self, metadata: &[u8]) -> Result<MetadataImage, LoadError<String>> {
-        load(
+        load_grown(
             self.placement,
             self.device_bytes,
+            self.known,
             |offset, bytes: &mut [u8]| {
                 let at = (offset.checked_sub(self.metadata_base)).map(|at| at as usize);
                 let found = at.and_then(|at| metadata.get(at..at + bytes.len()));
@@ -277,6 +307,12 @@ impl Disk {
 
     /// Takes a job; the token names it until it is finished. Panics on a range outside the device (a bug of the engine).
     pub fn submit(&mut self, job: Job) -> u64 {
+        if let Job::Read(range) | Job::Write(range, _) | Job::Zero(range) = &job {
+            assert!(
+                range.end() <= self.device_bytes,
+                "{range} is outside the device"
+            );
+        }
         match &job {
             Job::Read(range) | Job::Zero(range) => assert!(
                 sectors(*range).end <= self.sectors(),
@@ -302,7 +338,7 @@ impl Disk {
                 );
                 self.metadata_at(*offset, bytes.len());
             }
-            Job::Flush | Job::MetadataFlush => {}
+            Job::Flush | Job::MetadataFlush | Job::Measure => {}
         }
         let token = self.next_token;
         self.next_token += 1;
@@ -346,6 +382,7 @@ impl Disk {
                 let at = self.metadata_at(offset, bytes.len());
                 self.land(Piece::Metadata(at, bytes), changed);
             }
+            Job::Measure => {}
             Job::Flush => self.flush(Area::Data, in_flight.after),
             Job::MetadataFlush => self.flush(Area::Metadata, in_flight.after),
         }
@@ -387,6 +424,9 @@ impl Disk {
                 unflushed.piece.each_stamp(|sector, stamp| {
                     affected.push(sector);
                     if whole.unwrap_or_else(|| random.chance(500)) {
+                        let (base, placement) = (self.metadata_base, self.placement);
+                        let metadata = &mut self.metadata_durable;
+                        Self::overwrite_metadata(base, placement, metadata, sector);
                         self.data_durable[sector as usize] = stamp;
                     }
                 });
@@ -400,6 +440,9 @@ impl Disk {
                 }
                 Some(piece) => piece.each_stamp(|sector, stamp| {
                     affected.push(sector);
+                    let (base, placement) = (self.metadata_base, self.placement);
+                    let metadata = &mut self.metadata_durable;
+                    Self::overwrite_metadata(base, placement, metadata, sector);
                     self.data_durable[sector as usize] = stamp;
                 }),
                 None => {}
@@ -434,7 +477,9 @@ impl Disk {
             self.cached_version += 1;
         }
         let data = &mut self.data;
+        let (base, placement, metadata) = (self.metadata_base, self.placement, &mut self.metadata);
         piece.each_stamp(|sector, stamp| {
+            Self::overwrite_metadata(base, placement, metadata, sector);
             if std::mem::replace(&mut data[sector as usize], stamp) != stamp {
                 changed.push(sector);
             }
@@ -465,7 +510,7 @@ impl Disk {
                 keep_metadata(&mut kept, 0, bytes, Survival::AnySectors, 0, random);
                 Some(Piece::Metadata(at, kept))
             }
-            Job::Read(_) | Job::Flush | Job::MetadataFlush => None,
+            Job::Read(_) | Job::Flush | Job::MetadataFlush | Job::Measure => None,
         }
     }
 
@@ -506,9 +551,12 @@ impl Disk {
                 self.durable_version += 1;
             }
             let durable = &mut self.data_durable;
-            unflushed
-                .piece
-                .each_stamp(|sector, stamp| durable[sector as usize] = stamp);
+            let (base, placement) = (self.metadata_base, self.placement);
+            let metadata = &mut self.metadata_durable;
+            unflushed.piece.each_stamp(|sector, stamp| {
+                Self::overwrite_metadata(base, placement, metadata, sector);
+                durable[sector as usize] = stamp;
+            });
         }
     }
 

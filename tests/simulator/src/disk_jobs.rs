@@ -1,7 +1,8 @@
 //! Operations of engines on their disks: delays, faults, and what the other nodes' copies look like in comparison.
 
 use qrbd_engine::api::{Event, IoError, IoId};
-use qrbd_engine::metadata::layout::Layout;
+use qrbd_engine::metadata::growth::DiskSizes;
+use qrbd_engine::metadata::layout::{Layout, Placement};
 use qrbd_engine::units::VolumeNumber;
 
 use crate::disk::{Job, View};
@@ -25,6 +26,7 @@ impl World {
             Job::Write(range, _) => (11, range.offset),
             Job::Zero(range) => (12, range.offset),
             Job::Flush => (13, 0),
+            Job::Measure => (17, 0),
             Job::MetadataWrite(offset, _) => (14, *offset),
             Job::MetadataFlush => (15, 0),
         };
@@ -124,6 +126,10 @@ impl World {
         let Some(job) = state.disk.job(token) else {
             return;
         };
+        if matches!(job, Job::Measure) {
+            self.scratch = changed;
+            return self.measured(node, volume, token, io);
+        }
         let metadata = job.is_metadata();
         let active = |(until, chance): (Micros, u64), random: &mut Random| {
             until > now && random.chance(chance)
@@ -177,6 +183,20 @@ impl World {
             Event::DiskDone { io, result }
         };
         self.tell(node, event);
+    }
+
+    fn measured(&mut self, node: NodeIndex, volume: usize, token: u64, io: IoId) {
+        let disk = &mut self.nodes[node].volumes[volume].disk;
+        disk.finish(token, &mut self.disk_random, &mut Vec::new());
+        let metadata_bytes = match disk.placement {
+            Placement::External { metadata_bytes } => metadata_bytes,
+            _ => disk.device_bytes,
+        };
+        let result = Ok(DiskSizes {
+            device_bytes: disk.device_bytes,
+            metadata_bytes,
+        });
+        self.tell(node, Event::DiskMeasured { io, result });
     }
 
     pub(crate) fn sectors_changed(

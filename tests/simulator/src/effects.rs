@@ -259,6 +259,11 @@ impl World {
             Effect::MetadataFlush { volume, io } => {
                 self.disk_job(node, volume, io, Job::MetadataFlush)
             }
+            Effect::MeasureDisk { volume, io } => self.disk_job(node, volume, io, Job::Measure),
+            Effect::DiskKnown { volume, known } => {
+                let disk = &mut self.nodes[node].volumes[usize::from(volume.0)].disk;
+                disk.remember(known);
+            }
             Effect::Send {
                 peer,
                 session,
@@ -287,6 +292,7 @@ impl World {
                 });
                 self.handler_called(node, name);
             }
+            Effect::FencePeer { peer, id } => self.fence_called(node, usize::from(peer.0), id),
             Effect::Notice(notice) => self.notice(node, &notice),
         }
     }
@@ -377,6 +383,14 @@ impl World {
         match &result {
             Ok(_) => self.figures.completed += 1,
             Err(_) => self.figures.failed += 1,
+        }
+        let frozen = (self.nodes[node].process.as_ref()).is_some_and(|process| process.view.frozen);
+        if frozen && result.is_ok() && !matches!(request.kind, RequestKind::Read(_)) {
+            let text = format!(
+                "n{node}: request {} was answered while the peer was not fenced",
+                id.0
+            );
+            self.fail("fencing", text);
         }
         let now = self.tick_moment();
         match (request.kind, &result) {

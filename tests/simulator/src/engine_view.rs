@@ -33,6 +33,8 @@ pub struct VolumeView {
     pub current: Generation,
     /// A disk is attached.
     pub attached: bool,
+    /// Size that clients see, in bytes.
+    pub size: u64,
 }
 
 /// One volume toward one peer.
@@ -62,6 +64,8 @@ pub struct PeerView {
 pub struct NodeView {
     /// Role.
     pub role: Role,
+    /// Clients wait until a lost peer is fenced.
+    pub frozen: bool,
     /// By volume.
     pub volumes: Vec<VolumeView>,
     /// By node index; `None` for the node itself.
@@ -86,6 +90,7 @@ impl NodeView {
                 .as_ref()
                 .map_or(Generation::NONE, |identifiers| identifiers.current()),
             attached: volume.identifiers.is_some(),
+            size: volume.size,
         });
         let volumes = volumes.collect();
         let mut peers: Vec<Option<PeerView>> = vec![None; nodes];
@@ -103,6 +108,7 @@ impl NodeView {
         }
         NodeView {
             role: status.role,
+            frozen: status.suspended_fencing,
             volumes,
             peers,
         }

@@ -12,6 +12,8 @@ mod disk_jobs;
 mod effects;
 pub mod engine_view;
 pub mod faults;
+mod fencing;
+pub mod growth;
 pub mod network;
 pub mod node;
 pub mod oracle;

@@ -147,6 +147,21 @@ impl Branch {
         }
     }
 
+    /// A sector that the volume has grown by may hold this, as if somebody had written it without an answer.
+    pub fn found_later(&mut self, sector: Sector, stamp: Stamp, now: Moment) {
+        let entries = self.entries_mut(sector);
+        if entries.iter().all(|entry| entry.stamp != stamp) {
+            entries.push(Entry {
+                write: None,
+                stamp,
+                began: now,
+                ended: Some(now),
+                certain: false,
+                durable: false,
+            });
+        }
+    }
+
     /// A write ends; `certain` if the client was told of success.
     pub fn end(
         &mut self,

@@ -6,6 +6,7 @@
 use qrbd_engine::Engine;
 use qrbd_engine::api::{Command, LossReason};
 use qrbd_engine::config::{EngineConfig, PeerConfig, VolumeConfig};
+use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::Step;
 use qrbd_engine::state::Role;
 use qrbd_engine::units::Time;
@@ -57,6 +58,7 @@ impl World {
         for peer in (0..nodes).filter(|&peer| peer != node) {
             let mut peer = PeerConfig::new(node_id(peer));
             peer.protocol = self.settings.protocol;
+            peer.fencing = self.settings.fencing;
             peer.policies = self.settings.policies;
             peer.ping_interval = 2000;
             peer.ping_timeout = 500;
@@ -207,6 +209,11 @@ impl World {
             }
         };
         self.check_loaded(node, volume, &image);
+        let known = KnownDevice {
+            device_uuid: image.superblock.device_uuid,
+            device_bytes: image.superblock.device_bytes,
+        };
+        self.nodes[node].volumes[volume].disk.remember(known);
         let (_, steps) = image.start_log_steps(self.settings.volumes[volume].al_extents);
         let attaching = Attaching {
             image,

@@ -1,5 +1,6 @@
 //! What kind of run a seed gives: size, protocol, how faults and commands are mixed.
 
+use qrbd_engine::config::Fencing;
 use qrbd_engine::split_brain::Policies;
 use qrbd_engine::wire::message::Protocol;
 
@@ -15,6 +16,16 @@ pub struct VolumeSettings {
     pub internal: Vec<bool>,
     /// Slots of the activity log.
     pub al_extents: u32,
+    /// Sizes that the data area of each node's disk grows to, one after the other.
+    pub growth: Vec<u64>,
+}
+
+impl VolumeSettings {
+    /// Size of the data area at the end.
+    #[must_use]
+    pub fn largest_bytes(&self) -> u64 {
+        self.growth.last().copied().unwrap_or(self.data_bytes)
+    }
 }
 
 /// How the nodes become UpToDate at first.
@@ -52,6 +63,8 @@ pub struct Settings {
     pub volumes: Vec<VolumeSettings>,
     /// How it begins.
     pub beginning: Beginning,
+    /// What a Primary does about a lost peer.
+    pub fencing: Fencing,
     /// The cluster manager promotes both sides of a partition.
     pub reckless: bool,
     /// Policies for split brain.
@@ -78,6 +91,10 @@ pub struct Settings {
     pub demotions: u64,
     /// Probability, per mille, that a node loses its power right after it was demoted.
     pub retiring: u64,
+    /// Probability, per mille, that a disk grows or a volume is resized at a step of the administrator.
+    pub resizes: u64,
+    /// What disks grow by is the same on every node, and is not copied.
+    pub clean_growth: bool,
     /// Faults.
     pub faults: FaultMix,
 }
@@ -113,6 +130,7 @@ impl Settings {
             } else {
                 Beginning::ForcePrimary
             },
+            fencing: Fencing::DontCare,
             reckless,
             policies: if reckless {
                 crate::engine_view::random_policies(&mut random)
@@ -138,6 +156,8 @@ impl Settings {
             whims: *random.pick(&[0, 50, 200]),
             demotions: 15,
             retiring: 0,
+            resizes: 0,
+            clean_growth: false,
             faults: FaultMix {
                 interval: *random.pick(&[
                     (20 * MILLISECOND, 300 * MILLISECOND),
@@ -165,10 +185,30 @@ impl Settings {
                 volume.al_extents = 9;
             }
         }
+        let mut fencing = Random::new(seed ^ 0xFE2C_1265);
+        if fencing.chance(250) {
+            settings.fencing = if settings.protocol == Protocol::A || fencing.chance(300) {
+                Fencing::ResourceOnly
+            } else {
+                Fencing::ResourceAndStonith
+            };
+        }
         let mut retiring = Random::new(seed ^ 0x2E71_2E5D);
         if settings.faults.budget > 0 && retiring.chance(100) {
             settings.demotions = 150;
             settings.retiring = 500;
+        }
+        let mut growing = Random::new(seed ^ 0x6203_7E51);
+        if growing.chance(200) {
+            settings.resizes = *growing.pick(&[150, 400]);
+            settings.clean_growth = growing.chance(300);
+            for volume in &mut settings.volumes {
+                let first = volume.data_bytes.next_multiple_of(4096)
+                    + growing.between(1, 2) * (4 << 20)
+                    + 4096 * growing.below(1000);
+                let second = first + 4096 * growing.between(64, 1500);
+                volume.growth = vec![first, second];
+            }
         }
         settings
     }
@@ -184,8 +224,10 @@ impl Settings {
                 data_bytes: 48 << 20,
                 internal: vec![false; 2],
                 al_extents: 9,
+                growth: Vec::new(),
             }],
             beginning: Beginning::SkipInitialSync,
+            fencing: Fencing::DontCare,
             reckless: false,
             policies: Policies::default(),
             safety: 0,
@@ -199,6 +241,8 @@ impl Settings {
             whims: 0,
             demotions: 15,
             retiring: 0,
+            resizes: 0,
+            clean_growth: false,
             faults: FaultMix {
                 interval: (SECOND, SECOND),
                 budget: 0,
@@ -223,6 +267,7 @@ impl VolumeSettings {
             data_bytes,
             internal,
             al_extents: random.between(9, 11) as u32,
+            growth: Vec::new(),
         }
     }
 }

@@ -31,7 +31,15 @@ impl Workload {
         let hot = settings
             .volumes
             .iter()
-            .map(|volume| hot_blocks(volume.data_bytes, settings.spread, &mut random))
+            .map(|volume| {
+                let mut hot = hot_blocks(volume.data_bytes, settings.spread, &mut random);
+                for &bytes in &volume.growth {
+                    // Before the volume has grown so far they stand for its last sector.
+                    hot.extend((1..=4).map(|back| (bytes - 1) / 4096 * 4096 - back * (1 << 20)));
+                    hot.push((bytes - 1) / 4096 * 4096);
+                }
+                hot
+            })
             .collect();
         let budget = random.between(100, 1000) as u32;
         Workload {
@@ -141,7 +149,10 @@ impl World {
             .workload
             .random
             .below(self.settings.volumes.len() as u64) as usize;
-        let data_bytes = self.settings.volumes[volume].data_bytes;
+        let size = self.nodes[node]
+            .live_view()
+            .map_or(0, |view| view.volumes[volume].size);
+        let data_bytes = self.settings.volumes[volume].data_bytes.max(size);
         let range = self.workload.range(volume, data_bytes);
         let fua = self.workload.random.chance(50);
         match self.workload.random.weighted(&[500, 300, 60, 40, 40, 8]) {

@@ -11,8 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use qrbd_engine::api::{ClientError, IoId, LossReason};
+use qrbd_engine::api::{ClientError, FenceId, IoId, LossReason};
 use qrbd_engine::limits::MIN_AL_EXTENTS;
+use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::{CreateOptions, Step, create};
 use qrbd_engine::metadata::layout::{Layout, Placement};
 use qrbd_engine::state::Refusal;
@@ -78,6 +79,17 @@ pub enum Occurrence {
     Call {
         /// On which link.
         link: usize,
+    },
+    /// A `fence-peer` handler ends.
+    Fence {
+        /// Where.
+        node: NodeIndex,
+        /// For which process.
+        incarnation: u64,
+        /// Whom it is about.
+        peer: NodeIndex,
+        /// The engine's handle.
+        id: FenceId,
     },
     /// A timer.
     Tick {
@@ -197,6 +209,8 @@ pub struct Figures {
     pub comparisons: u64,
     /// Split brains reported by engines.
     pub split_brains: u64,
+    /// Times that a volume was shown larger than before.
+    pub resizes: u64,
 }
 
 /// The world of one run.
@@ -238,8 +252,12 @@ pub struct World {
     pub command_answers: Option<BTreeMap<u64, Result<(), Refusal>>>,
     /// Rules seen in notices, if a scenario wants to know them: node, rule.
     pub rules: Option<Vec<(NodeIndex, &'static str)>>,
-    /// Sectors by volume that differ between any two nodes.
+    /// Sectors by volume that differ between any two nodes, within what was shown.
     pub differing: Vec<BTreeSet<Sector>>,
+    /// The largest size that a node said a volume has, by volume; bytes.
+    pub shown: Vec<u64>,
+    /// Sectors with garbage in what the disks grow by, by volume.
+    pub(crate) garbage: Vec<BTreeSet<Sector>>,
     /// State of the checkers.
     pub checks: Checks,
     /// The clients.
@@ -248,6 +266,10 @@ pub struct World {
     pub manager: Manager,
     /// A node that was demoted and loses its power at the manager's next step.
     pub(crate) retire_at: Option<NodeIndex>,
+    /// The node that the cluster's configuration keeps from being promoted.
+    pub constrained: Option<NodeIndex>,
+    /// Every `fence-peer` handler fails (scenarios).
+    pub fencing_fails: bool,
     /// Faults left.
     pub fault_budget: u32,
     /// Chance of a crash amid effects, per million steps.
@@ -288,6 +310,7 @@ impl Figures {
         self.syncs += other.syncs;
         self.comparisons += other.comparisons;
         self.split_brains += other.split_brains;
+        self.resizes += other.resizes;
     }
 }
 
@@ -315,10 +338,18 @@ impl World {
             command_answers: None,
             rules: None,
             differing: vec![BTreeSet::new(); settings.volumes.len()],
+            shown: settings
+                .volumes
+                .iter()
+                .map(|volume| volume.data_bytes)
+                .collect(),
+            garbage: vec![BTreeSet::new(); settings.volumes.len()],
             checks: Checks::new(&settings),
             workload: Workload::new(&settings, random.fork()),
             manager: Manager::new(&settings, random.fork()),
             retire_at: None,
+            constrained: None,
+            fencing_fails: false,
             fault_budget: settings.faults.budget,
             crash_amid_effects: settings.faults.crash_amid_effects,
             trace: Trace::default(),
@@ -382,23 +413,30 @@ impl World {
         })
         .expect("the device is large enough");
         assert_eq!(image.layout.data_bytes, data_bytes, "size of the data area");
+        let largest_bytes = settings.largest_bytes();
         let (base, length) = match placement {
-            Placement::Internal => (
-                image.layout.metadata_offset(),
-                image.layout.metadata_bytes(),
-            ),
+            Placement::Internal => {
+                let base = image.layout.metadata_offset();
+                (base, internal_device_bytes(largest_bytes) - base)
+            }
             _ => (0, 1 << 20),
         };
-        let mut disk = Disk::new(placement, device_bytes, data_bytes, base, length);
+        let mut disk = Disk::new(placement, device_bytes, largest_bytes, base, length);
         for step in image.write_steps() {
             if let Step::Write { offset, bytes } = step {
                 disk.found_metadata(offset, &bytes);
             }
         }
+        disk.remember(KnownDevice {
+            device_uuid: image.superblock.device_uuid,
+            device_bytes,
+        });
         let mut found = BTreeMap::new();
         if self.settings.beginning == Beginning::ForcePrimary {
             for _ in 0..100 {
-                let sector = self.disk_random.below(disk.sectors());
+                let sector = self
+                    .disk_random
+                    .below(data_bytes / qrbd_engine::units::SECTOR_BYTES);
                 let stamp = stamp(self.writes.len() as u64, sector);
                 disk.found_data(sector, stamp);
                 found.insert(sector, stamp);
@@ -413,6 +451,9 @@ impl World {
             });
         }
         self.branches.push(Branch::new(Rc::new(found)));
+        if largest_bytes > data_bytes && !self.settings.clean_growth {
+            self.found_garbage(volume, &mut disk);
+        }
         NodeVolume {
             disk,
             faults: DiskFaults::default(),
@@ -469,6 +510,12 @@ impl World {
                 reason,
             } => self.session_lost(connection, end, reason),
             Occurrence::Call { link } => self.call(link),
+            Occurrence::Fence {
+                node,
+                incarnation,
+                peer,
+                id,
+            } => self.fence(node, incarnation, peer, id),
             Occurrence::Tick { node, incarnation } => self.timer(node, incarnation),
             Occurrence::Attach {
                 node,
@@ -501,6 +548,14 @@ impl World {
             self.now = self.now.max(until);
         }
         self.violation.is_none()
+    }
+}
+
+/// Size of the backing device of a node for a data area.
+pub(crate) fn device_bytes(placement: Placement, data_bytes: u64) -> u64 {
+    match placement {
+        Placement::Internal => internal_device_bytes(data_bytes),
+        _ => data_bytes,
     }
 }
 

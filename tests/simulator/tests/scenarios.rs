@@ -4,8 +4,9 @@
 //! keeps run over several seeds.
 
 use qrbd_engine::api::{ClientError, Command};
+use qrbd_engine::config::Fencing;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
-use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange};
+use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange, VolumeNumber};
 use qrbd_engine::wire::message::Protocol;
 use qrbd_simulator::disk::View;
 use qrbd_simulator::queue::{MILLISECOND, SECOND};
@@ -314,6 +315,78 @@ fn c2_metadata_open_after_a_power_loss_at_any_instant() {
         world.restart(0);
         world.restart(1);
         world.wait_in_sync();
+    }
+}
+
+/// Two nodes whose disks have grown, node 0 Primary.
+fn with_grown_disks(seed: u64) -> Scenario {
+    let mut settings = Settings::quiet(seed, Protocol::C);
+    settings.volumes[0].internal = vec![true, seed.is_multiple_of(2)];
+    settings.volumes[0].growth = vec![56 << 20];
+    let mut world = Scenario::serving_with(settings);
+    for node in 0..2 {
+        assert!(world.world.grow_disk(node, 0));
+    }
+    world
+}
+
+fn resize() -> Command {
+    Command::Resize {
+        volume: VolumeNumber(0),
+        bytes: None,
+        assume_clean: false,
+    }
+}
+
+#[test]
+fn c2_metadata_that_move_open_after_a_power_loss_at_any_instant() {
+    let mut sizes = std::collections::BTreeSet::new();
+    for seed in 0..150 {
+        let mut world = with_grown_disks(seed);
+        for turn in 0..6 {
+            world.write(0, extent(turn));
+        }
+        world.world.command(
+            0,
+            resize(),
+            qrbd_simulator::administrator::Purpose::Scenario,
+        );
+        // The checkers load the metadata that the crash left.
+        world.run(seed * 400);
+        world.power_loss(0);
+        world.power_loss(1);
+        world.restart(0);
+        world.restart(1);
+        world.wait_in_sync();
+        sizes.insert(world.view(0).volumes[0].size);
+        assert_eq!(world.view(0).volumes[0].size, world.view(1).volumes[0].size);
+    }
+    assert_eq!(
+        sizes.len(),
+        2,
+        "crashes before and after the new size was noted"
+    );
+}
+
+#[test]
+fn w10_what_a_resize_adds_reads_the_same_on_both_nodes() {
+    for seed in 0..20 {
+        let mut world = with_grown_disks(seed);
+        world.write_now(0, block(5));
+        world.command(0, resize()).unwrap();
+        world.wait_in_sync();
+        let size = world.view(0).volumes[0].size;
+        assert_eq!(size, 56 << 20);
+        let last = block(size / 4096 - 1);
+        let seen = world.read_now(0, last);
+        world.power_loss(0);
+        world.wait_disconnected(1);
+        world.promote(1).unwrap();
+        assert_eq!(world.read_now(1, last), seen);
+        let write = world.write_now(1, last);
+        world.restart(0);
+        world.wait_in_sync();
+        assert!(world.holds(0, last, write.write, View::Cached));
     }
 }
 
@@ -1138,4 +1211,129 @@ fn an_old_disk_that_was_refused_once_is_refused_again() {
     world.attach(1);
     world.attach(0);
     world.wait_in_sync();
+}
+
+// ---- fencing ------------------------------------------------------------------------------------------------------------------------------
+
+fn stonith() -> Scenario {
+    let mut settings = Settings::quiet(1, Protocol::C);
+    settings.fencing = Fencing::ResourceAndStonith;
+    Scenario::serving_with(settings)
+}
+
+#[test]
+fn frozen_primary_answers_nothing_until_its_peer_is_fenced() {
+    let mut scenario = stonith();
+    scenario.partition();
+    let write = scenario.write(0, block(3));
+    scenario.until("the Primary waits", |world| {
+        world.nodes[0].live_view().is_some_and(|view| view.frozen)
+    });
+    assert!(!scenario.is_answered(write));
+    scenario.until("the peer is fenced", |world| world.constrained == Some(1));
+    scenario.until("the write is answered", |world| world.requests.is_empty());
+    scenario.completed(write);
+    scenario.heal();
+    scenario.wait_in_sync();
+    scenario.until("the constraint is lifted", |world| {
+        world.constrained.is_none()
+    });
+}
+
+#[test]
+fn primary_that_is_shot_while_frozen_is_no_split_brain() {
+    let mut scenario = stonith();
+    scenario.world.fencing_fails = true;
+    scenario.partition();
+    let write = scenario.write(0, block(3));
+    scenario.until("the Primary waits", |world| {
+        world.nodes[0].live_view().is_some_and(|view| view.frozen)
+    });
+    assert!(!scenario.is_answered(write));
+    scenario.run(2 * SECOND);
+    assert!(scenario.saw_rule(0, "fencing-failed"));
+    // The survivor shoots it and takes over.
+    scenario.world.fencing_fails = false;
+    scenario.world.nodes[0].start_scheduled = true;
+    scenario.promote(1).unwrap();
+    assert!(scenario.world.nodes[0].process.is_none());
+    let write = scenario.write(1, block(3));
+    scenario.settle();
+    scenario.completed(write);
+    scenario.heal();
+    scenario.restart(0);
+    scenario.wait_in_sync();
+    assert_eq!(scenario.world.figures.split_brains, 0);
+}
+
+#[test]
+fn frozen_primary_goes_on_when_its_peer_comes_back() {
+    let mut scenario = stonith();
+    scenario.world.fencing_fails = true;
+    scenario.partition();
+    let write = scenario.write(0, block(3));
+    scenario.until("the Primary waits", |world| {
+        world.nodes[0].live_view().is_some_and(|view| view.frozen)
+    });
+    scenario.run(5 * SECOND);
+    assert!(!scenario.is_answered(write));
+    scenario.heal();
+    scenario.until("the write is answered", |world| world.requests.is_empty());
+    scenario.completed(write);
+    scenario.wait_in_sync();
+}
+
+#[test]
+fn promotion_without_the_peer_needs_it_fenced() {
+    let mut scenario = stonith();
+    scenario.demote(0).unwrap();
+    scenario.world.fencing_fails = true;
+    scenario.kill(0);
+    scenario.until("the peer is missed", |world| {
+        world.nodes[1]
+            .live_view()
+            .is_some_and(|view| !view.connected(0))
+    });
+    assert_eq!(scenario.promote(1), Err(Refusal::PeerNotFenced));
+    scenario.world.fencing_fails = false;
+    scenario.promote(1).unwrap();
+}
+
+#[test]
+fn data_that_nobody_confirmed_are_not_promoted_beside_a_peer_without_its_disk() {
+    let mut scenario = stonith();
+    // Node 1 goes on alone, and both lose their power.
+    scenario.power_loss(0);
+    scenario.promote(1).unwrap();
+    scenario.power_loss(1);
+    scenario.world.boot(1);
+    scenario.restart(0);
+    scenario.connect(1, false).unwrap();
+    scenario.until("they are connected", |world| {
+        world.nodes[0].connected(1) && world.nodes[1].connected(0)
+    });
+    assert_eq!(scenario.promote(0), Err(Refusal::NoUpToDateDisk));
+    scenario.attach(1);
+    scenario.wait_in_sync();
+    scenario.promote(0).unwrap();
+    assert_eq!(scenario.world.figures.split_brains, 0);
+}
+
+#[test]
+fn survivor_whose_disk_was_detached_and_attached_again_keeps_what_the_dead_primary_lost() {
+    let mut scenario = Scenario::serving(Protocol::C);
+    let writes: Vec<_> = (0..40)
+        .map(|number| scenario.write_now(0, block(number)))
+        .collect();
+    scenario.power_loss(0);
+    scenario.wait_disconnected(1);
+    scenario.detach(1).unwrap();
+    scenario.attach(1);
+    scenario.restart(0);
+    scenario.wait_in_sync();
+    assert!(scenario.saw_rule(1, "survivor-self"));
+    for (number, write) in writes.iter().enumerate() {
+        assert!(scenario.holds(1, block(number as u64), write.write, View::Cached));
+        assert!(scenario.holds(0, block(number as u64), write.write, View::Cached));
+    }
 }

@@ -37,7 +37,7 @@ pub struct Global {
         default_value = "/run/qrbd"
     )]
     pub run_dir: PathBuf,
-    /// Directory for what the daemon remembers outside of its disks: nothing, in this version.
+    /// Directory for what is remembered outside of the disks: how large they were, so that the metadata of one that grew are found.
     #[arg(
         long,
         value_name = "DIR",
@@ -194,6 +194,18 @@ pub enum Command {
     SuspendIo(Targets),
     /// Let application I/O go on (not carried out by this version).
     ResumeIo(Targets),
+    /// The backing disks of every node have grown: use what was added (on the Primary).
+    Resize {
+        /// At most so large: a number with a unit, s for sectors of 512 bytes, k, M, G or T for powers of 1024.
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        size: Option<u64>,
+        /// What was added is the same on every node: do not copy it.
+        #[arg(long)]
+        assume_clean: bool,
+        /// Resources.
+        #[command(flatten)]
+        targets: Targets,
+    },
     /// Begin a new data generation.
     NewCurrentUuid {
         /// Declare just created mirrors identical: no initial sync.
@@ -368,6 +380,27 @@ impl Face {
             Face::Drbdsetup => "drbdsetup",
         }
     }
+}
+
+/// A size in bytes. The unit is needed: tools differ in what a bare number means.
+fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(
+        text.find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len()),
+    );
+    let factor = match unit {
+        "s" => 512,
+        "k" | "K" => 1 << 10,
+        "m" | "M" => 1 << 20,
+        "g" | "G" => 1 << 30,
+        "t" | "T" => 1 << 40,
+        _ => return Err("a size is a number with one of the units s, k, M, G, T".to_owned()),
+    };
+    let bytes = number
+        .parse()
+        .ok()
+        .and_then(|number: u64| number.checked_mul(factor));
+    bytes.ok_or_else(|| format!("'{text}' is no size"))
 }
 
 /// Word of a target that is not a resource name: a minor.

@@ -48,7 +48,7 @@ impl Context {
         force: bool,
         max_peers: Option<u8>,
     ) -> Outcome {
-        let disks = Disks::open(volume, Access::Write)?;
+        let disks = Disks::open(&self.global.state_dir, volume, Access::Write)?;
         let node = volume
             .resource
             .local_node()
@@ -81,6 +81,7 @@ impl Context {
         say!("initializing bitmap ({bitmap_kib} KB) to all zero");
         say!("Writing metadata...");
         disks.carry_out(fresh.write_steps())?;
+        disks.remember(&fresh);
         say!("New QRBD metadata block successfully created.");
         tell_sizes(volume, &disks, &fresh);
         Ok(())

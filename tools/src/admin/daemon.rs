@@ -333,6 +333,18 @@ fn options_of(command: &Command) -> String {
         Command::Connect {
             discard_my_data: true,
         } => "--discard-my-data".to_owned(),
+        Command::Resize {
+            bytes,
+            assume_clean,
+        } => {
+            let size = bytes.map(|bytes| format!("--size={}s", bytes / 512));
+            let clean = assume_clean.then(|| "--assume-clean".to_owned());
+            let words: Vec<String> = size.into_iter().chain(clean).collect();
+            match words.is_empty() {
+                true => return String::new(),
+                false => words.join(" "),
+            }
+        }
         Command::NewCurrentUuid { clear_bitmap: true } => "--clear-bitmap".to_owned(),
         Command::WaitConnect {
             timeout_seconds: Some(seconds),

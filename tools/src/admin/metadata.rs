@@ -6,7 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use qrbd_config::MetaDisk;
+use qrbd_control::LastKnown;
 use qrbd_disk::{Disk, DiskError, DiskErrorKind, OpenOptions};
+use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::{self, LoadError, MetadataImage, Step};
 use qrbd_engine::metadata::layout::Placement;
 
@@ -30,11 +32,17 @@ pub(super) struct Disks {
     meta: Option<Disk>,
     /// Where the metadata lies.
     pub(super) placement: Placement,
+    /// Where is remembered how large the backing device was.
+    last_known: PathBuf,
 }
 
 impl Disks {
     /// Opens the disks of `volume`; the backing device is there, or it is an error.
-    pub(super) fn open(volume: &SelectedVolume<'_>, access: Access) -> Result<Disks, Failure> {
+    pub(super) fn open(
+        state_directory: &Path,
+        volume: &SelectedVolume<'_>,
+        access: Access,
+    ) -> Result<Disks, Failure> {
         let Some(path) = volume.disk() else {
             return Err(Failure::new(
                 EXIT_EXECUTION,
@@ -61,10 +69,16 @@ impl Disks {
                 )
             }
         };
+        let node = volume
+            .resource
+            .local_node()
+            .map_or("", |node| node.name.as_str());
+        let (resource, number) = (&volume.resource.name, volume.volume.number);
         Ok(Disks {
             data,
             meta,
             placement,
+            last_known: LastKnown::file(state_directory, node, resource, number),
         })
     }
 
@@ -85,9 +99,29 @@ impl Disks {
 
     /// Reads the metadata; damage is refused.
     pub(super) fn load(&self) -> Result<MetadataImage, LoadError<DiskError>> {
-        image::load(self.placement, self.data_bytes(), |offset, buffer| {
+        let known = LastKnown::read(&self.last_known).map(|known| KnownDevice {
+            device_uuid: known.device_uuid,
+            device_bytes: known.device_bytes,
+        });
+        let size = self.data_bytes();
+        image::load_grown(self.placement, size, known, |offset, buffer| {
             self.metadata_disk().read_exact_at(offset, buffer)
         })
+    }
+
+    /// Remembers how large the backing device is, so that its metadata are found if it grows before it is attached.
+    pub(super) fn remember(&self, image: &MetadataImage) {
+        let known = LastKnown {
+            device_uuid: image.superblock.device_uuid,
+            device_bytes: image.superblock.device_bytes,
+        };
+        // Not all who make metadata may write there, and it is seldom needed.
+        let _ = known.write(&self.last_known);
+    }
+
+    /// There is nothing to remember any more.
+    pub(super) fn forget(&self) {
+        let _ = std::fs::remove_file(&self.last_known);
     }
 
     /// Reads the metadata; damage is bridged by counting more as out of sync.

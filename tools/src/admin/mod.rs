@@ -215,6 +215,18 @@ impl Context {
             }
             Command::SuspendIo(targets) => self.ask("suspend-io", &targets.targets, Ask::SuspendIo),
             Command::ResumeIo(targets) => self.ask("resume-io", &targets.targets, Ask::ResumeIo),
+            Command::Resize {
+                size,
+                assume_clean,
+                targets,
+            } => self.ask(
+                "resize",
+                &targets.targets,
+                Ask::Resize {
+                    bytes: size,
+                    assume_clean,
+                },
+            ),
             Command::NewCurrentUuid {
                 clear_bitmap,
                 targets,

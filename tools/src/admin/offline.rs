@@ -59,7 +59,7 @@ impl Context {
                 return Ok(());
             }
             for volume in selected.volumes() {
-                let (_, image) = load(&volume, Access::Read)?;
+                let (_, image) = self.load(&volume, Access::Read)?;
                 let peers: Vec<(u8, String)> = volume
                     .resource
                     .peers()
@@ -77,13 +77,25 @@ impl Context {
         })
     }
 
+    fn load(
+        &self,
+        volume: &SelectedVolume<'_>,
+        access: Access,
+    ) -> Result<(Disks, MetadataImage), Failure> {
+        let disks = Disks::open(&self.global.state_dir, volume, access)?;
+        let image = disks
+            .load()
+            .map_err(|error| refused(volume, &disks, &error))?;
+        Ok((disks, image))
+    }
+
     pub(super) fn dstate_of_metadata(&self, target: &Target) -> Outcome {
         let configuration = self.configuration();
         for volume in configuration.select_volumes(&[target.to_string()])? {
             let state = if volume.disk().is_none() {
                 DiskState::Diskless
             } else {
-                metadata::disk_state(&load(&volume, Access::Read)?.1.superblock)
+                metadata::disk_state(&self.load(&volume, Access::Read)?.1.superblock)
             };
             say!("{state}/{}", DiskState::DUnknown);
         }
@@ -152,7 +164,7 @@ impl Context {
                     response => Err(unexpected(&target, response)),
                 };
             }
-            let (disks, mut image) = load(volume, Access::Write)?;
+            let (disks, mut image) = self.load(volume, Access::Write)?;
             disks.carry_out(image.clean_steps())?;
             change(&disks, &mut image).map_err(|failure| Failure {
                 message: format!("{}: {}", volume.name(), failure.message),
@@ -163,7 +175,7 @@ impl Context {
 
     pub(super) fn dump_md(&self, force: bool, targets: &[String]) -> Outcome {
         self.with_detached("dump-md", targets, |volume| {
-            let disks = Disks::open(volume, Access::Read)?;
+            let disks = Disks::open(&self.global.state_dir, volume, Access::Read)?;
             let loaded = if force { disks.load_for_repair() } else { disks.load() };
             let image = loaded.map_err(|error| refused(volume, &disks, &error))?;
             let is_clean = image.logged == LoggedExtents::Known(Vec::new());
@@ -181,7 +193,7 @@ impl Context {
 
     pub(super) fn apply_al(&self, targets: &[String]) -> Outcome {
         self.with_detached("apply-al", targets, |volume| {
-            let disks = Disks::open(volume, Access::Write)?;
+            let disks = Disks::open(&self.global.state_dir, volume, Access::Write)?;
             let mut image = disks.load_for_repair().map_err(|error| Failure {
                 exit_code: 2,
                 ..refused(volume, &disks, &error)
@@ -222,7 +234,7 @@ impl Context {
 
     pub(super) fn wipe_md(&self, force: bool, targets: &[String]) -> Outcome {
         self.with_detached("wipe-md", targets, |volume| {
-            let disks = Disks::open(volume, Access::Write)?;
+            let disks = Disks::open(&self.global.state_dir, volume, Access::Write)?;
             let found = disks.load();
             if let Err(LoadError::Superblock(MetadataError::NotFound { .. })) = &found {
                 say!("{}: no metadata to wipe", volume.name());
@@ -244,6 +256,7 @@ impl Context {
                 bytes: blank.clone(),
             });
             disks.carry_out(writes.into_iter().chain([Step::Flush]))?;
+            disks.forget();
             say!("{}: metadata wiped", volume.name());
             Ok(())
         })
@@ -301,12 +314,4 @@ fn is_attached(resource: &ResourceStatus, volume: &SelectedVolume<'_>) -> bool {
         .iter()
         .find(|device| device.volume == volume.volume.number);
     device.is_some_and(|device| device.disk_state != DiskState::Diskless)
-}
-
-fn load(volume: &SelectedVolume<'_>, access: Access) -> Result<(Disks, MetadataImage), Failure> {
-    let disks = Disks::open(volume, access)?;
-    let image = disks
-        .load()
-        .map_err(|error| refused(volume, &disks, &error))?;
-    Ok((disks, image))
 }

@@ -79,7 +79,7 @@ fn commands_reach_the_daemon_as_asked() {
         _ => ok(),
     });
     let r0 = || Target::resource("r0");
-    let cases: [(&[&str], Command, Target); 10] = [
+    let cases: [(&[&str], Command, Target); 11] = [
         (&["up", "all"], Command::Up, r0()),
         (
             &["--", "--overwrite-data-of-peer", "primary", "r0"],
@@ -98,6 +98,17 @@ fn commands_reach_the_daemon_as_asked() {
             },
             Target {
                 peer: Some("bob".into()),
+                ..r0()
+            },
+        ),
+        (
+            &["resize", "--size=3G", "--assume-clean", "r0/0"],
+            Command::Resize {
+                bytes: Some(3 << 30),
+                assume_clean: true,
+            },
+            Target {
+                volume: Some(0),
                 ..r0()
             },
         ),

@@ -46,6 +46,8 @@ pub struct Port {
 /// A device and what was learnt about it on the way.
 pub struct Device {
     pub disk: Rc<Disk>,
+    /// Bytes that can be addressed; the disk may have grown since it was opened.
+    pub size: Cell<u64>,
     pub no_punch: Cell<bool>,
     pub no_zero_range: Cell<bool>,
     pub no_discard: Cell<bool>,

@@ -62,6 +62,7 @@ impl<P: Payload> Engine<P> {
                 return Err(Refusal::PeerRefused);
             }
         }
+        self.outdate_before_parting(p, force)?;
         if self.peers[p].session.is_some() {
             self.peers[p].disconnecting = Some(id);
             self.send(

@@ -17,6 +17,10 @@ impl<P: Payload> Engine<P> {
         if !force && self.volumes.iter().any(|volume| volume.openers > 0) {
             return Err(Refusal::DeviceInUse);
         }
+        if !force && self.is_suspended() && !self.requests.is_empty() {
+            // They would wait for ever.
+            return Err(Refusal::DeviceInUse);
+        }
         self.role_change = Some(RoleChange {
             command: id,
             promotion: false,

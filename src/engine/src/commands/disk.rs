@@ -43,10 +43,16 @@ impl<P: Payload> Engine<P> {
         let crashed = superblock.flags.primary_indicator || superblock.flags.crashed_primary;
         superblock.flags.crashed_primary = crashed;
         superblock.flags.primary_indicator = self.role == Role::Primary;
+        let mut contacts = alloc::vec::Vec::new();
         for peer in &self.peers {
             if superblock.allocate_slot(peer.config.node_id).is_err() {
                 return Err(Refusal::Unknown);
             }
+            // Taken over by this process, and gone if it dies.
+            let contact = superblock
+                .peer_mut(peer.config.node_id)
+                .is_some_and(|slot| core::mem::take(&mut slot.flags.left_in_contact));
+            contacts.push(Some(superblock.current).filter(|_| contact && !crashed));
         }
         let state = if !superblock.flags.consistent {
             DiskState::Inconsistent
@@ -98,7 +104,8 @@ impl<P: Payload> Engine<P> {
         self.set_disk(v, DiskState::Attaching, "attach");
         self.set_disk(v, state, "metadata");
         for p in 0..self.peers.len() {
-            self.peers[p].devices[v].contact = None;
+            self.recall_outdated(p, v);
+            self.peers[p].devices[v].contact = contacts[p];
             if primary && connected {
                 self.peers[p].devices[v].hold = true;
             }
@@ -111,6 +118,7 @@ impl<P: Payload> Engine<P> {
                 self.renegotiate(p, "attached-during-handshake");
             }
         }
+        self.volumes[v].unconfirmed = (0..self.peers.len()).any(|p| self.is_unfenced(p));
         self.volumes[v].after(version, 0, None, After::Command(id));
         Ok(false)
     }
@@ -160,23 +168,32 @@ impl<P: Payload> Engine<P> {
             self.renegotiate(p, "detach");
         }
         let volume = &mut self.volumes[v];
-        let bitmap = volume
-            .backing
-            .as_mut()
-            .map_or(0, |backing| backing.writer.want_bitmap());
+        let bitmap = volume.backing.as_mut().map_or(0, |backing| {
+            backing.writer.data_flush = true;
+            backing.writer.want_bitmap()
+        });
         volume.after(0, bitmap, None, After::Detach);
         Ok(false)
     }
 
     pub(crate) fn detach_durable(&mut self, v: usize) {
-        // The log may be called clean only when the bits are on disk.
+        // The log may be called clean only when the bits are on disk, and contact be claimed when the data are.
         let volume = &mut self.volumes[v];
-        if let Some(backing) = volume
-            .backing
-            .as_mut()
-            .filter(|backing| !backing.superblock.flags.al_clean)
-        {
-            backing.superblock.flags.al_clean = true;
+        let mut news = false;
+        if let Some(backing) = volume.backing.as_mut() {
+            news |= !core::mem::replace(&mut backing.superblock.flags.al_clean, true);
+            let current = backing.superblock.current;
+            for peer in &self.peers {
+                let contact = peer.devices[v]
+                    .contact
+                    .is_some_and(|contact| contact.same(current));
+                if let Some(slot) = backing.superblock.peer_mut(peer.config.node_id) {
+                    news |= slot.flags.left_in_contact != contact;
+                    slot.flags.left_in_contact = contact;
+                }
+            }
+        }
+        if let Some(backing) = volume.backing.as_mut().filter(|_| news) {
             let superblock = backing.writer.want_superblock();
             return volume.after(superblock, 0, None, After::Detach);
         }

@@ -9,6 +9,7 @@ mod demotion;
 mod disk;
 mod generation;
 mod promotion;
+mod resize;
 mod role_change;
 mod sync;
 
@@ -18,6 +19,7 @@ use crate::limits;
 use crate::state::{ConnectionState, Refusal, ReplicationState};
 use crate::units::{NodeId, Time, VolumeNumber};
 pub(crate) use generation::SkipCommand;
+pub(crate) use resize::Resize;
 pub(crate) use role_change::RoleChange;
 
 /// A command that waits for the state to settle.
@@ -45,7 +47,11 @@ impl<P: Payload> Engine<P> {
     /// Tries the commands that wait again. True if one got through.
     pub(crate) fn retry_deferred(&mut self) -> bool {
         let mut progress = false;
-        for deferred in core::mem::take(&mut self.deferred) {
+        for mut deferred in core::mem::take(&mut self.deferred) {
+            if matches!(deferred.command, Command::Promote { .. }) && self.awaits_fence() {
+                // The shell ends the handler in time.
+                deferred.deadline = self.now.after(limits::COMMAND_PATIENCE_MS);
+            }
             if self.now >= deferred.deadline {
                 self.command_done(deferred.id, Err(Refusal::InTransientState));
                 progress = true;
@@ -81,6 +87,16 @@ impl<P: Payload> Engine<P> {
             Command::ResumeSync { volume, peer } => {
                 self.pause_sync(*volume, *peer, false).map(|()| true)
             }
+            Command::SuspendIo => {
+                self.suspend_io();
+                Ok(true)
+            }
+            Command::ResumeIo => self.resume_io().map(|()| true),
+            Command::Resize {
+                volume,
+                bytes,
+                assume_clean,
+            } => self.resize(id, *volume, *bytes, *assume_clean),
             Command::NewCurrentUuid {
                 volume,
                 clear_bitmap,

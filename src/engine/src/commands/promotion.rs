@@ -3,8 +3,9 @@
 //! Two nodes that want it at the same time are told apart by their ids. Without a peer a promotion makes a new generation at once, so
 //! that a Primary that died and the node that took over are told apart for sure.
 
+use super::Deferred;
 use super::role_change::{RoleChange, Step};
-use crate::api::{CommandId, Payload};
+use crate::api::{Command, CommandId, Payload};
 use crate::engine::Engine;
 use crate::handshake::set_disk_flags;
 use crate::limits;
@@ -44,6 +45,7 @@ impl<P: Payload> Engine<P> {
             return Err(Refusal::InTransientState);
         }
         self.check_data(force)?;
+        self.check_fenced(force, since)?;
         let mut asked = false;
         for p in 0..self.peers.len() {
             self.peers[p].vote = None;
@@ -185,6 +187,24 @@ impl<P: Payload> Engine<P> {
         }
     }
 
+    /// A peer was lost while it voted and must be fenced first: the command begins anew.
+    fn promote_again(&mut self) {
+        if let Some(change) = self.role_change.take() {
+            for peer in &mut self.peers {
+                peer.vote = None;
+            }
+            self.deferred.push(Deferred {
+                id: change.command,
+                command: Command::Promote {
+                    force: change.force,
+                },
+                since: self.events,
+                deadline: self.now.after(limits::COMMAND_PATIENCE_MS),
+            });
+            self.broadcast_state();
+        }
+    }
+
     fn count_votes(&mut self) {
         let voting = self
             .role_change
@@ -208,6 +228,9 @@ impl<P: Payload> Engine<P> {
         let force = change.force;
         if let Err(refusal) = self.check_data(force) {
             return self.give_up_promotion(refusal);
+        }
+        if !force && (0..self.peers.len()).any(|p| self.is_unfenced(p)) {
+            return self.promote_again();
         }
         let mut missing = 0;
         let mut renegotiate = false;

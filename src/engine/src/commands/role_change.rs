@@ -42,6 +42,10 @@ impl RoleChange {
     pub fn is_demotion(&self) -> bool {
         !self.promotion
     }
+    /// A demotion that the clients must follow.
+    pub fn is_forced_demotion(&self) -> bool {
+        !self.promotion && self.force
+    }
     /// A demotion that waits for open requests.
     pub fn is_draining(&self) -> bool {
         self.step == Step::Draining
@@ -105,6 +109,12 @@ impl<P: Payload> Engine<P> {
             (Role::Secondary, "demote")
         };
         self.set_role(role, rule);
+        if change.promotion && !change.force {
+            // Lost while the promotion was written down.
+            for p in 0..self.peers.len() {
+                self.fence_lost_peer(p);
+            }
+        }
         self.command_done(change.command, Ok(()));
     }
 

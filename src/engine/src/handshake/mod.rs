@@ -48,6 +48,7 @@ impl<P: Payload> Engine<P> {
         peer.session = Some(session);
         peer.last_heard = now;
         peer.handshake_deadline = Some(now.after(peer.config.timeout));
+        self.forget_outdated(p);
         self.try_send_hello(p);
     }
 
@@ -146,7 +147,7 @@ impl<P: Payload> Engine<P> {
         VolumeHello {
             volume: volume.number,
             round,
-            disk: claimed.unwrap_or(volume.disk),
+            disk: claimed.unwrap_or(self.told_disk(v)),
             attached_anew: volume.attached_anew.is_some() && self.role == Role::Primary,
             max_bytes: backing.layout.data_bytes,
             effective_bytes: superblock.effective_bytes,
@@ -234,6 +235,7 @@ impl<P: Payload> Engine<P> {
         peer.last_heard = now;
         peer.discard_my_data = false;
         self.set_connection(p, ConnectionState::Connected, "handshake");
+        self.peer_needs_no_fence(p);
         for v in 0..self.volumes.len() {
             if self.peers[p].devices[v].theirs.is_some() {
                 self.decide_volume(p, v);

@@ -44,7 +44,11 @@ impl<P: Payload> Engine<P> {
             }
             Err((rule, text)) => return self.refuse_connection(p, rule, text),
         };
-        self.peers[p].devices[v].disk = theirs.disk;
+        // Whoever is source has current data, whatever it knew before.
+        self.peers[p].devices[v].disk = match (outcome, theirs.disk) {
+            (Outcome::Target(_), DiskState::Consistent) => DiskState::UpToDate,
+            (_, disk) => disk,
+        };
         self.peers[p].devices[v].tracks_misses = false;
         let text = format!(
             "generations {} / {}: {outcome}",
@@ -54,8 +58,11 @@ impl<P: Payload> Engine<P> {
         if mine.disk == DiskState::Diskless || theirs.disk == DiskState::Diskless {
             return self.connect_diskless(p, v, &mine, &theirs);
         }
+        self.confirm(v);
         if let Ok(size) = agreed_size(&mine, &theirs) {
-            self.agree_on_size(v, size);
+            // What is added is not shown to clients before the peer counts as target: until then its own would be as good.
+            let shown = self.role != Role::Primary || !matches!(outcome, Outcome::Source(_));
+            self.agree_on_size(v, size, shown);
         }
         let seen = self.volumes[v].exposed;
         if mine.attached_anew && !seen.is_none() && !knows(&mine, seen) && !knows(&theirs, seen) {
@@ -230,13 +237,23 @@ impl<P: Payload> Engine<P> {
                 && !primary.current.is_none()
                 && !knows(disk, primary.current)
         };
+        let shown = |primary: &VolumeHello, disk: &VolumeHello| {
+            primary.disk == DiskState::Diskless
+                && !primary.current.is_none()
+                && knows(disk, primary.current)
+        };
+        if shown(mine, theirs) && theirs.disk == DiskState::Consistent {
+            self.peers[p].devices[v].disk = DiskState::UpToDate;
+        }
+        if shown(theirs, mine) {
+            self.confirm(v);
+        }
         if stale(mine, theirs) && theirs.disk > DiskState::Outdated {
             self.peers[p].devices[v].disk = DiskState::Outdated;
         }
         if self.role == Role::Primary
             && mine.disk == DiskState::Diskless
-            && theirs.disk == DiskState::UpToDate
-            && !stale(mine, theirs)
+            && self.peers[p].devices[v].disk == DiskState::UpToDate
         {
             // Its clients work on these data from now on; an older disk that is attached without the peer would begin a split brain.
             self.volumes[v].exposed = theirs.current;
@@ -328,14 +345,26 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    fn agree_on_size(&mut self, v: usize, bytes: u64) {
+    fn agree_on_size(&mut self, v: usize, bytes: u64, shown: bool) {
         let volume = &mut self.volumes[v];
-        volume.size = bytes;
         if let Some(backing) = volume.backing.as_mut() {
-            backing.superblock.effective_bytes = bytes;
+            let old = core::mem::replace(&mut backing.superblock.effective_bytes, bytes);
             for bitmap in &mut backing.bitmaps {
                 bitmap.resize(crate::units::blocks_of(bytes), true);
             }
+            if old != 0 && old < bytes {
+                // The other side was told to grow, and this one takes it over. Nothing is completed there before that is durable.
+                backing.mark_from(old);
+                backing.writer.want_bitmap();
+                backing.completion_gate = backing.writer.want_superblock();
+                let gate = backing.completion_gate;
+                volume.after(gate, 0, None, After::Requests);
+            }
+        }
+        if bytes <= volume.size {
+            volume.size = bytes;
+        } else if shown {
+            self.show_size(v);
         }
     }
 }

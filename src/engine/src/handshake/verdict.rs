@@ -60,7 +60,7 @@ impl<P: Payload> Engine<P> {
         if mine.disk == DiskState::Diskless || theirs.disk == DiskState::Diskless {
             return Ok((Outcome::NoSource, "diskless"));
         }
-        agreed_size(&mine, &theirs).map_err(|text| ("incompatible-size", text))?;
+        let size = agreed_size(&mine, &theirs).map_err(|text| ("incompatible-size", text))?;
         let (my_role, their_role) = match (&self.peers[p].hello_sent, &self.peers[p].hello_received)
         {
             (Some(my_hello), Some(their_hello)) if mine.round == 1 => {
@@ -70,8 +70,15 @@ impl<P: Payload> Engine<P> {
         };
         let config = &self.peers[p].config;
         let (node, protocol) = (config.node_id, config.protocol);
-        let me = side(self.node_id, &mine, my_role, protocol);
-        let peer = side(node, &theirs, their_role, protocol);
+        let mut me = side(self.node_id, &mine, my_role, protocol);
+        let mut peer = side(node, &theirs, their_role, protocol);
+        if me.bits == 0 && peer.bits == 0 {
+            // A resize was cut short when one side had noted the new size: what is added there counts as marked at the other one.
+            let grows =
+                |hello: &VolumeHello| hello.effective_bytes != 0 && hello.effective_bytes < size;
+            me.bits = grows(&mine).into();
+            peer.bits = grows(&theirs).into();
+        }
         let verdict = compare(&me, &peer);
         let rule = verdict.rule.name();
         let outcome = match verdict.outcome {

@@ -19,8 +19,9 @@ use core::fmt;
 
 use super::METADATA_BLOCK_BYTES;
 use super::copies::RefusedCopy;
+use super::growth::{left_behind, parts};
 use super::layout::{CopyName, Layout, LayoutError, Placement};
-pub use super::load::{Damage, LoadError, load, load_for_repair};
+pub use super::load::{Damage, LoadError, load, load_for_repair, load_grown};
 use super::ring::{self, RingWriter};
 use super::superblock::{Flags, PeerSlot, Superblock};
 use crate::bitmap::Bitmap;
@@ -119,6 +120,8 @@ pub struct MetadataImage {
     pub stale: Vec<CopyName>,
     /// Superblock copies that were refused, to be reported.
     pub refused: Vec<RefusedCopy>,
+    /// The place that a move left when it was cut short: it is zeroed first.
+    pub superseded: Option<Layout>,
     /// Damage bridged by [`load_for_repair`]; empty after [`load`].
     pub damage: Vec<Damage>,
 }
@@ -167,6 +170,7 @@ pub fn create(options: &CreateOptions) -> Result<MetadataImage, CreateError> {
             .collect(),
         stale: Vec::new(),
         refused: Vec::new(),
+        superseded: None,
         damage: Vec::new(),
     })
 }
@@ -281,6 +285,18 @@ impl MetadataImage {
     /// are in the bitmaps and `al_clean` is set. Applies the log in memory too.
     pub fn clean_steps(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
+        if let Some(left) = self.superseded.take() {
+            let zeroes = |(offset, bytes): (u64, u64)| Step::Write {
+                offset,
+                bytes: vec![0; bytes as usize],
+            };
+            steps.extend(left_behind(&left).into_iter().flat_map(parts).map(zeroes));
+            steps.push(Step::Flush);
+            for copy in [CopyName::A, CopyName::B] {
+                steps.push(zeroes((left.superblock_offset(copy), METADATA_BLOCK_BYTES)));
+            }
+            steps.push(Step::Flush);
+        }
         if !self.stale.is_empty() {
             steps.extend(self.superblock_update());
         }

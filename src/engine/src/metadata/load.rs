@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::copies::{Candidate, MetadataError, choose};
+use super::growth::KnownDevice;
 use super::image::{BLOCKS_PER_TRANSFER, LoggedExtents, MetadataImage};
 use super::layout::{Layout, LayoutError, Placement, superblock_candidates};
 use super::ring::{self, RingError};
@@ -37,6 +38,15 @@ pub enum LoadError<E> {
         /// Size now, in bytes.
         device_bytes: u64,
     },
+    /// The device grew, and holds metadata of another volume at its end.
+    OtherVolume {
+        /// Device uuid at the end.
+        found: u64,
+        /// Device uuid of the volume that it held the last time.
+        known: u64,
+        /// Size of the device then: these metadata are still there.
+        known_bytes: u64,
+    },
     /// The size agreed with the peers exceeds what there is.
     EffectiveSize {
         /// Size agreed with the peers, in bytes.
@@ -64,6 +74,16 @@ impl<E: fmt::Display> fmt::Display for LoadError<E> {
             } => write!(
                 f,
                 "field device size: metadata was made for {stored_bytes} bytes, the device has {device_bytes} (resize)"
+            ),
+            LoadError::OtherVolume {
+                found,
+                known,
+                known_bytes,
+            } => write!(
+                f,
+                "field device-uuid: the device grew; at its end lies metadata of the volume {found:016X}, and metadata of {known:016X}, \
+                 the volume that was attached last, where it ended then ({known_bytes} bytes): make new metadata with create-md \
+                 (a full resync follows), or make the device {known_bytes} bytes again"
             ),
             LoadError::EffectiveSize {
                 effective_bytes,
@@ -137,6 +157,55 @@ pub fn load_for_repair<E>(
     Loader { read, bridge: true }.load(placement, device_bytes)
 }
 
+/// As [`load`], for a device that may have grown since it was attached the last time: then internal metadata are still where it
+/// ended. What is found there counts unless the metadata at the present end are newer, as after a move that was not finished.
+///
+/// # Errors
+/// As [`load`]; [`LoadError::OtherVolume`] if the device's end belongs to another volume.
+pub fn load_grown<E>(
+    placement: Placement,
+    device_bytes: u64,
+    known: Option<KnownDevice>,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<MetadataImage, LoadError<E>> {
+    let at_end = load(placement, device_bytes, &mut read);
+    let blocks = |bytes: u64| bytes / METADATA_BLOCK_BYTES;
+    let Some(known) = known.filter(|known| {
+        placement == Placement::Internal && blocks(known.device_bytes) < blocks(device_bytes)
+    }) else {
+        return at_end;
+    };
+    // What a move left is half zeroed already, perhaps; its superblock still tells what it was.
+    let before = load_for_repair(placement, known.device_bytes, &mut read)
+        .ok()
+        .filter(|image| image.superblock.device_uuid == known.device_uuid);
+    let Some(before) = before else {
+        return at_end;
+    };
+    match at_end {
+        Ok(image) if image.superblock.device_uuid != known.device_uuid => {
+            Err(LoadError::OtherVolume {
+                found: image.superblock.device_uuid,
+                known: known.device_uuid,
+                known_bytes: known.device_bytes,
+            })
+        }
+        Ok(mut image) if image.superblock.sequence > before.superblock.sequence => {
+            // A move that ended in its last step. Where the volume has grown since, there are data now.
+            let left = before.layout;
+            image.superseded =
+                Some(left).filter(|left| image.volume_bytes <= left.metadata_offset());
+            Ok(image)
+        }
+        Ok(_)
+        | Err(
+            LoadError::DeviceSize { .. }
+            | LoadError::Superblock(MetadataError::NotFound { .. } | MetadataError::Damaged { .. }),
+        ) => load(placement, known.device_bytes, read),
+        Err(error) => Err(error),
+    }
+}
+
 struct Loader<R> {
     read: R,
     bridge: bool,
@@ -203,6 +272,7 @@ impl<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>> Loader<R> {
             bitmaps,
             stale: chosen.stale,
             refused: chosen.refused,
+            superseded: None,
             damage,
         })
     }

@@ -13,6 +13,7 @@
 
 mod bytes;
 pub mod copies;
+pub mod growth;
 pub mod image;
 pub mod layout;
 pub mod load;

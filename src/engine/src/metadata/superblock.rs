@@ -135,6 +135,9 @@ flag_set! {
         full_sync = 3,
         /// The peer's disk was seen once.
         device_seen = 4,
+        /// The disk was given back in good order, everything on it durable, by a process that had been in contact with the peer in this
+        /// very generation.
+        left_in_contact = 5,
     }
 }
 

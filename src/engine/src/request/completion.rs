@@ -12,6 +12,9 @@ impl<P: Payload> Engine<P> {
     /// True if the request may be completed to its client now (W1–W4, W8).
     fn may_complete(&self, request: &Request<P>) -> bool {
         let volume = &self.volumes[request.volume];
+        if self.is_frozen() && !self.fails_frozen() {
+            return false;
+        }
         if request.local == Local::Pending || !request.local_durable || !request.barriers.is_empty()
         {
             return false;
@@ -82,6 +85,9 @@ impl<P: Payload> Engine<P> {
 
     /// What the client gets for a request that may be completed.
     pub(super) fn result(&self, request: &Request<P>) -> Result<Option<P>, ClientError> {
+        if self.is_frozen() {
+            return Err(ClientError::NotPrimary);
+        }
         if self.good_here(request) || (0..self.peers.len()).any(|p| self.good_at(request, p)) {
             return Ok(None);
         }

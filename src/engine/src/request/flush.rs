@@ -13,7 +13,7 @@ impl<P: Payload> Engine<P> {
     pub(super) fn start_flush(&mut self, key: usize) {
         let v = self.requests[key].volume;
         // During a handshake that holds writes no new generation may be made, so a flush must not be answered alone either.
-        if self.is_held(v) || !self.volumes[v].usable() && self.awaits_data(v) {
+        if self.waits_for_handshake(v) {
             return self.volumes[v].held_for_data.push_back(key);
         }
         self.requests[key].stage = Stage::Running;

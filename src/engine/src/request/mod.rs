@@ -205,12 +205,13 @@ impl<P: Payload> Engine<P> {
             device.hold
                 || peer.log.unwritten() >= limits::MAX_UNWRITTEN_OPERATIONS
                 || peer.log.in_flight_bytes() >= peer.config.max_in_flight_bytes
-        }) || !volume.usable() && self.awaits_data(v)
+        }) || self.is_suspended()
+            || !volume.usable() && self.awaits_data(v)
     }
 
     /// True if a write must not be submitted before a handshake is over: it holds writes, or may end with the only good data.
     fn waits_for_handshake(&self, v: usize) -> bool {
-        self.is_held(v) || !self.volumes[v].usable() && self.awaits_data(v)
+        self.is_held(v) || self.is_suspended() || !self.volumes[v].usable() && self.awaits_data(v)
     }
 
     /// True while a handshake holds new writes of the volume.
@@ -239,7 +240,11 @@ impl<P: Payload> Engine<P> {
                 self.submit_write(key);
             }
         }
-        if !self.volumes[v].held_for_data.is_empty() && !self.awaits_data(v) && !self.is_held(v) {
+        if !self.volumes[v].held_for_data.is_empty()
+            && !self.awaits_data(v)
+            && !self.is_held(v)
+            && !self.is_suspended()
+        {
             progress = true;
             for key in core::mem::take(&mut self.volumes[v].held_for_data) {
                 match self.requests[key].kind {

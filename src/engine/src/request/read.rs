@@ -38,6 +38,9 @@ impl<P: Payload> Engine<P> {
 
     pub(crate) fn start_read(&mut self, key: usize) {
         let (v, range) = (self.requests[key].volume, self.requests[key].range);
+        if self.is_suspended() {
+            return self.volumes[v].held_for_data.push_back(key);
+        }
         self.requests[key].stage = Stage::Running;
         if self.requests[key].local_error.is_none() && self.readable_here(v, range) {
             let volume = self.volumes[v].number;

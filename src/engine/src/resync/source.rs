@@ -80,6 +80,8 @@ impl<P: Payload> Engine<P> {
             ..ResyncSource::default()
         }));
         let paused = device.paused_here || device.paused_there;
+        // The target's own data do not count any more: what a resize added is the same for whoever reads it.
+        self.show_size(v);
         self.set_replication(
             p,
             v,

@@ -401,6 +401,12 @@ impl<P: Payload> Engine<P> {
         let volume = self.volumes[v].number;
         self.peers[p].devices[v].target = None;
         self.set_disk(v, DiskState::UpToDate, "resync-finished");
+        let node = self.peers[p].config.node_id;
+        self.effect(Effect::Handler {
+            name: "after-resync-target",
+            peer: Some(node),
+            volume: Some(volume),
+        });
         if !self.peers[p].devices[v].replication.is_sync_target() {
             // The connection or the source's disk was lost meanwhile.
             return;

@@ -15,6 +15,8 @@ pub enum Refusal {
     NoRemoteDisk,
     /// `outdate` while connected.
     ConnectedOutdates,
+    /// Fencing is on and the peer was not fenced.
+    PeerNotFenced,
     /// Resync is running already.
     ResyncRunning,
     /// The connection is StandAlone already.
@@ -43,6 +45,14 @@ pub enum Refusal {
     DiskConfigured,
     /// The connection exists already (kernel error 125).
     NetConfigured,
+    /// The disk offers less than what is asked for (kernel error 111).
+    DiskTooSmall,
+    /// The metadata device is too small (kernel error 112).
+    MetadataTooSmall,
+    /// `resize` during a resync (kernel error 130).
+    ResizeDuringResync,
+    /// `resize` where there is no Primary (kernel error 131).
+    NeedPrimary,
     /// Resync pause is set already (kernel error 134).
     PauseAlreadySet,
     /// Resync pause is cleared already (kernel error 135).
@@ -69,6 +79,7 @@ impl Refusal {
             Refusal::NoLocalDisk => -4,
             Refusal::NoRemoteDisk => -5,
             Refusal::ConnectedOutdates => -6,
+            Refusal::PeerNotFenced => -7,
             Refusal::ResyncRunning => -8,
             Refusal::AlreadyStandAlone => -9,
             Refusal::PeerRefused => -10,
@@ -83,6 +94,10 @@ impl Refusal {
             Refusal::DiscardNotAllowed => 123,
             Refusal::DiskConfigured => 124,
             Refusal::NetConfigured => 125,
+            Refusal::DiskTooSmall => 111,
+            Refusal::MetadataTooSmall => 112,
+            Refusal::ResizeDuringResync => 130,
+            Refusal::NeedPrimary => 131,
             Refusal::PauseAlreadySet => 134,
             Refusal::PauseAlreadyClear => 135,
             Refusal::NoDisk => 138,
@@ -102,6 +117,7 @@ impl Refusal {
             Refusal::NoLocalDisk => "Can not resync without local disk",
             Refusal::NoRemoteDisk => "Can not resync without remote disk",
             Refusal::ConnectedOutdates => "Refusing to be Outdated while Connected",
+            Refusal::PeerNotFenced => "Refusing to be Primary while peer is not outdated",
             Refusal::ResyncRunning => "Can not start OV/resync since it is already active",
             Refusal::AlreadyStandAlone => "Can not disconnect a StandAlone device",
             Refusal::PeerRefused => "State change was refused by peer node",
@@ -116,6 +132,10 @@ impl Refusal {
             Refusal::DiscardNotAllowed => "--discard-my-data not allowed when primary.",
             Refusal::DiskConfigured => "Device is attached to a disk (use detach first)",
             Refusal::NetConfigured => "Device has a net-config (use disconnect first)",
+            Refusal::DiskTooSmall => "Low.dev. smaller than requested DRBD-dev. size.",
+            Refusal::MetadataTooSmall => "Meta device too small.",
+            Refusal::ResizeDuringResync => "Resize not allowed during resync.",
+            Refusal::NeedPrimary => "Need one Primary node to resize.",
             Refusal::PauseAlreadySet => "Sync-pause flag is already set",
             Refusal::PauseAlreadyClear => "Sync-pause flag is already cleared",
             Refusal::NoDisk => "Device does not have a disk-config",

@@ -92,6 +92,22 @@ pub enum GoodbyeReason {
     ProtocolError = 3,
 }
 
+/// How far a resize is, see [`Message::Resize`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum ResizeStage {
+    /// The Primary asks the peer to look at its disk and to move its metadata to the end of it.
+    Ask = 0,
+    /// The peer's disk offers so many bytes, durably.
+    Offer = 1,
+    /// The peer cannot take part; the text says why.
+    Refuse = 2,
+    /// The volume has so many bytes from now on, and what is added is the same everywhere.
+    Take = 3,
+    /// The peer noted that durably.
+    Taken = 4,
+}
+
 /// What became of a block of resync data at the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -191,6 +207,8 @@ pub enum Message<P> {
         /// Which volume.
         volume: VolumeNumber,
     },
+    /// Control: the sender, Primary, is going to part: make your disks Outdated and say so.
+    OutdateRequest,
     /// Control: the sender noted durably, under a new generation, which writes the receiver's lost disk misses.
     MissesTracked {
         /// Which volume.
@@ -297,6 +315,17 @@ pub enum Message<P> {
         /// Which volume.
         volume: VolumeNumber,
     },
+    /// Control: a step of a resize, between a Primary and its peer.
+    Resize {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// Which step.
+        stage: ResizeStage,
+        /// The size that it is about, in bytes; 0 where it is about none.
+        bytes: u64,
+        /// Of a refusal: why, and what helps.
+        text: String,
+    },
     /// Control: the source's bitmap is complete and durable; adopt this generation, become Inconsistent.
     ResyncBegin {
         /// Which volume.
@@ -393,9 +422,11 @@ impl<P> Message<P> {
             | Message::SkipInitialSync { .. }
             | Message::SkipInitialSyncDone { .. }
             | Message::InvalidateRequest { .. }
+            | Message::OutdateRequest
             | Message::MissesTracked { .. }
             | Message::BitmapRuns { .. }
             | Message::BitmapTaken { .. }
+            | Message::Resize { .. }
             | Message::ResyncBegin { .. }
             | Message::ResyncReady { .. } => Lane::Control,
             Message::Write { .. }

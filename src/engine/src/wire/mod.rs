@@ -5,4 +5,6 @@
 pub mod codec;
 pub mod message;
 
-pub use message::{GoodbyeReason, Hello, Lane, Message, ReadOutcome, ResyncOutcome, VolumeHello};
+pub use message::{
+    GoodbyeReason, Hello, Lane, Message, ReadOutcome, ResizeStage, ResyncOutcome, VolumeHello,
+};

@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use qrbd_engine::api::{ClientError, IoError, LossReason, Notice};
 use qrbd_engine::config::{PeerConfig, VolumeConfig};
+use qrbd_engine::metadata::growth::{DiskSizes, KnownDevice};
 use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage, Step};
 use qrbd_engine::metadata::layout::Placement;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState};
@@ -51,6 +52,8 @@ pub enum Io {
 pub struct Node {
     pub engine: Engine<Bytes>,
     pub disk: Rc<RefCell<Vec<u8>>>,
+    /// What the shell remembers of the disk.
+    pub known: Option<KnownDevice>,
     pub completions: BTreeMap<u64, Result<Option<Bytes>, ClientError>>,
     pub commands: BTreeMap<u64, Result<(), Refusal>>,
     pub wants: bool,
@@ -120,12 +123,14 @@ pub fn fresh_disk(node: usize) -> Rc<RefCell<Vec<u8>>> {
     disk
 }
 
-pub fn load(disk: &RefCell<Vec<u8>>) -> MetadataImage {
-    let mut image = image::load::<String>(Placement::Internal, DEVICE_BYTES, |offset, bytes| {
+pub fn load(disk: &RefCell<Vec<u8>>, known: Option<KnownDevice>) -> MetadataImage {
+    let device_bytes = disk.borrow().len() as u64;
+    let read = |offset: u64, bytes: &mut [u8]| {
         bytes.copy_from_slice(&disk.borrow()[offset as usize..][..bytes.len()]);
         Ok(())
-    })
-    .unwrap();
+    };
+    let mut image =
+        image::load_grown::<String>(Placement::Internal, device_bytes, known, read).unwrap();
     let (_, steps) = image.start_log_steps(9);
     run_steps(disk, steps);
     image
@@ -151,6 +156,7 @@ impl Pair {
         let node = |index: usize| Node {
             engine: Engine::new(config(index, configure), Time(0)),
             disk: fresh_disk(index),
+            known: None,
             completions: BTreeMap::new(),
             commands: BTreeMap::new(),
             wants: false,
@@ -392,8 +398,18 @@ impl Pair {
                 node.commands.insert(id.0, result).is_none(),
                 "answered twice"
             ),
+            Effect::MeasureDisk { io, .. } => {
+                let bytes = node.disk.borrow().len() as u64;
+                let result = Ok(DiskSizes {
+                    device_bytes: bytes,
+                    metadata_bytes: bytes,
+                });
+                let event = Event::DiskMeasured { io, result };
+                node.answer(self.now, None, event);
+            }
+            Effect::DiskKnown { known, .. } => node.known = Some(known),
             Effect::Detached { .. } => node.detached = true,
-            Effect::Handler { .. } => {}
+            Effect::Handler { .. } | Effect::FencePeer { .. } => {}
             Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
             Effect::Notice(_) => {}
         }
@@ -491,7 +507,12 @@ impl Pair {
 
     pub fn attach_command(&mut self, node: usize) -> Command {
         self.nodes[node].detached = false;
-        let image = Box::new(load(&self.nodes[node].disk));
+        let image = load(&self.nodes[node].disk, self.nodes[node].known);
+        self.nodes[node].known = Some(KnownDevice {
+            device_uuid: image.superblock.device_uuid,
+            device_bytes: image.superblock.device_bytes,
+        });
+        let image = Box::new(image);
         Command::Attach {
             volume: VOLUME,
             image,
@@ -548,6 +569,19 @@ impl Pair {
         self.run();
     }
 
+    /// Makes the disk of a node larger; what is added reads as `value`.
+    pub fn grow(&mut self, node: usize, device_bytes: u64, value: u8) {
+        self.nodes[node]
+            .disk
+            .borrow_mut()
+            .resize(device_bytes as usize, value);
+    }
+
+    /// Size of the volume as clients of a node see it.
+    pub fn size(&self, node: usize) -> u64 {
+        self.nodes[node].engine.status().volumes[0].size
+    }
+
     pub fn disk(&self, node: usize) -> DiskState {
         self.nodes[node].engine.status().volumes[0].disk
     }
@@ -581,9 +615,9 @@ impl Pair {
                 self.nodes[node].engine.status().peers[0].devices[0].out_of_sync_bytes;
             assert_eq!(out_of_sync, 0, "out of sync on node {node}");
         }
-        // A copy: laying the log anew must not touch the disk of a running engine.
-        let copy = RefCell::new(self.nodes[0].disk.borrow().clone());
-        let data = load(&copy).layout.data_bytes as usize;
+        let size = |node: usize| self.nodes[node].engine.status().volumes[0].size;
+        assert_eq!(size(0), size(1), "size of the volume");
+        let data = size(0) as usize;
         assert!(
             self.nodes[0].disk.borrow()[..data] == self.nodes[1].disk.borrow()[..data],
             "bytes differ"

@@ -186,6 +186,19 @@ impl World {
             return;
         }
         self.checked("divergence-quiet");
+        let size = |node: NodeIndex| {
+            self.nodes[node]
+                .live_view()
+                .map_or(0, |view| view.volumes[volume].size)
+        };
+        if size(node) != size(peer) {
+            let text = format!(
+                "v{volume}: connected, both UpToDate, nothing in flight, but n{node} has {} bytes and n{peer} has {}",
+                size(node),
+                size(peer)
+            );
+            return self.fail("divergence", text);
+        }
         let differing: Vec<Sector> = self.differing[volume].iter().copied().collect();
         for sector in differing {
             let (here, there) = (

@@ -1,6 +1,7 @@
 //! C2: after any crash the metadata open, to a state that the engine wrote and no older than what was durable.
 
 use qrbd_engine::metadata::image::MetadataImage;
+use qrbd_engine::metadata::layout::Placement;
 use qrbd_engine::metadata::superblock::Superblock;
 
 use crate::disk::View;
@@ -41,6 +42,21 @@ impl World {
             let text = format!(
                 "n{node} v{volume}: a power loss here leaves an activity log that never was: {:?}",
                 found.extents()
+            );
+            self.fail("metadata", text);
+        }
+    }
+
+    /// Internal metadata keep off what clients were shown.
+    pub(crate) fn check_metadata_place(&mut self, node: NodeIndex, volume: usize, offset: u64) {
+        let internal = self.nodes[node].volumes[volume].disk.placement == Placement::Internal;
+        let data_bytes = self.settings.volumes[volume].data_bytes;
+        let shown = self.nodes[node]
+            .live_view()
+            .map_or(data_bytes, |view| view.volumes[volume].size.max(data_bytes));
+        if internal && offset < shown {
+            let text = format!(
+                "n{node} v{volume}: metadata are written at byte {offset}, the volume has {shown} bytes"
             );
             self.fail("metadata", text);
         }

@@ -19,6 +19,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use qrbd_engine::config::Fencing;
 use qrbd_engine::metadata::superblock::Superblock;
 use qrbd_engine::state::{DiskState, ReplicationState, Role};
 use qrbd_engine::wire::message::{Message, Protocol};
@@ -53,7 +54,7 @@ pub struct Checks {
     /// Disks that were given up while writes were on their way to them that clients had been told of (protocols A and B), and that
     /// were all there was.
     promises_lost: BTreeSet<(NodeIndex, usize)>,
-    /// When a node was last connected to a peer anew.
+    /// When a node was last connected to a peer, or to a disk of it, anew.
     connected_since: BTreeMap<(NodeIndex, NodeIndex), Micros>,
     /// Nodes that found a connection lost in the step at hand.
     separated: Vec<(NodeIndex, NodeIndex)>,
@@ -153,6 +154,12 @@ impl World {
         }
         let view = view.clone();
         for volume in 0..self.settings.volumes.len() {
+            let size = view.volumes[volume].size;
+            if size > self.shown[volume] {
+                self.grew(volume, size);
+            }
+        }
+        for volume in 0..self.settings.volumes.len() {
             let had = before.volumes[volume].disk == DiskState::UpToDate;
             if had
                 && matches!(
@@ -174,7 +181,11 @@ impl World {
             self.leave_peers_branch(node);
         }
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
-            if !before.connected(peer) && view.connected(peer) {
+            let disk_came = (0..self.settings.volumes.len()).any(|volume| {
+                !before.peer_disk(peer, volume).has_data()
+                    && view.peer_disk(peer, volume).has_data()
+            });
+            if view.connected(peer) && (!before.connected(peer) || disk_came) {
                 self.checks.connected_since.insert((node, peer), self.now);
             }
             if before.connected(peer) && !view.connected(peer) {
@@ -276,6 +287,7 @@ impl World {
         match job {
             Job::Write(..) | Job::Zero(_) => self.check_logged(node, volume, job),
             Job::MetadataWrite(offset, bytes) => {
+                self.check_metadata_place(node, volume, *offset);
                 self.remember_superblock(node, volume, *offset, bytes)
             }
             _ => {}
@@ -424,9 +436,14 @@ impl World {
 
     /// A handler was called.
     pub(crate) fn handler_called(&mut self, node: NodeIndex, name: &'static str) {
+        if name == "unfence-peer" {
+            self.unfence_called(node);
+        }
         if name.contains("split-brain") {
             self.figures.split_brains += 1;
+            // With STONITH both sides never write, whatever the manager does.
             let apart = self.settings.reckless
+                && self.settings.fencing != Fencing::ResourceAndStonith
                 || self.manager.forced_apart
                 || self.manager.half_promoted.is_some();
             if !apart {

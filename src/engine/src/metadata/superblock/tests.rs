@@ -261,7 +261,8 @@ fn flags_and_their_names_agree() {
             "outdated",
             "fencing",
             "full_sync",
-            "device_seen"
+            "device_seen",
+            "left_in_contact"
         ]
     );
 }

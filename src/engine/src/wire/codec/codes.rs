@@ -6,7 +6,7 @@
 use crate::generation::Protocol;
 use crate::split_brain::Policy;
 use crate::state::{DiskState, Role};
-use crate::wire::{GoodbyeReason, ReadOutcome, ResyncOutcome};
+use crate::wire::{GoodbyeReason, ReadOutcome, ResizeStage, ResyncOutcome};
 
 /// A word with a number.
 pub(super) trait WireCode: Copy + 'static {
@@ -32,6 +32,7 @@ macro_rules! codes {
 codes! { Protocol { A = 0, B = 1, C = 2, } }
 codes! { GoodbyeReason { Disconnect = 0, StandAlone = 1, Renegotiate = 2, ProtocolError = 3, } }
 codes! { ResyncOutcome { Written = 0, Retry = 1, Failed = 2, } }
+codes! { ResizeStage { Ask = 0, Offer = 1, Refuse = 2, Take = 3, Taken = 4, } }
 codes! { ReadOutcome { Data = 0, Failed = 1, } }
 codes! {
     Policy {

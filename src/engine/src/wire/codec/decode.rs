@@ -283,6 +283,12 @@ pub(super) fn message<P>(
             reason: reader.code("reason")?,
             text: reader.text("text", limits::MAX_TEXT_BYTES)?,
         },
+        MessageKind::Resize => Message::Resize {
+            volume: reader.volume()?,
+            stage: reader.code("stage")?,
+            bytes: reader.u64_up_to("bytes", limits::MAX_DEVICE_BYTES)?,
+            text: reader.text("text", limits::MAX_TEXT_BYTES)?,
+        },
         MessageKind::ResyncPause => Message::ResyncPause {
             volume: reader.volume()?,
             paused: reader.flag("paused")?,
@@ -299,6 +305,7 @@ pub(super) fn message<P>(
         MessageKind::InvalidateRequest => Message::InvalidateRequest {
             volume: reader.volume()?,
         },
+        MessageKind::OutdateRequest => Message::OutdateRequest,
         MessageKind::MissesTracked => Message::MissesTracked {
             volume: reader.volume()?,
             current: reader.generation("current")?,

@@ -172,6 +172,7 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
                 out.code(disk);
             }
         }
+        Message::OutdateRequest => {}
         Message::Ping { id } | Message::Pong { id } | Message::PromoteRequest { id } => {
             out.u64(*id)
         }
@@ -182,6 +183,19 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
         Message::Goodbye { reason, text } => {
             let text = clipped(text);
             out.code(*reason);
+            out.count("bytes of text", text.len(), limits::MAX_TEXT_BYTES);
+            out.bytes(text.as_bytes());
+        }
+        Message::Resize {
+            volume,
+            stage,
+            bytes,
+            text,
+        } => {
+            let text = clipped(text);
+            out.volume(*volume);
+            out.code(*stage);
+            out.u64(*bytes);
             out.count("bytes of text", text.len(), limits::MAX_TEXT_BYTES);
             out.bytes(text.as_bytes());
         }

@@ -76,6 +76,8 @@ kinds! {
     ResyncBegin = 0x6f,
     ResyncReady = 0x70,
     BitmapTaken = 0x71,
+    Resize = 0x72,
+    OutdateRequest = 0x73,
 
     ResyncData = 0x83,
     ResyncZeroes = 0x84,

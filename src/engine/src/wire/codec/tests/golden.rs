@@ -12,7 +12,7 @@ use crate::split_brain::{Policies, Policy};
 use crate::state::{DiskState, Refusal, Role};
 use crate::units::{ByteRange, Generation, NodeId, VolumeNumber};
 use crate::wire::codec::*;
-use crate::wire::{GoodbyeReason, Hello, ReadOutcome, ResyncOutcome, VolumeHello};
+use crate::wire::{GoodbyeReason, Hello, ReadOutcome, ResizeStage, ResyncOutcome, VolumeHello};
 
 type Golden = (Message<Bytes>, &'static str);
 
@@ -716,6 +716,40 @@ fn control() -> Vec<Golden> {
             00000000          payload length 0
             05822616          checksum
             0300              volume 3
+"#,
+        ),
+        (
+            Message::Resize {
+                volume: VolumeNumber(3),
+                stage: ResizeStage::Refuse,
+                bytes: 0x0000_0012_1314_1516,
+                text: "no disk".into(),
+            },
+            r#"
+            51524246          magic "QRBF"
+            01                version 1
+            72                kind Resize
+            0000              flags
+            16000000          body length 22
+            00000000          payload length 0
+            006d67dd          checksum
+            0300              volume 3
+            02                stage Refuse
+            1615141312000000  bytes
+            07000000          text: 7 bytes
+            6e6f206469736b    text "no disk"
+"#,
+        ),
+        (
+            Message::OutdateRequest,
+            r#"
+            51524246          magic "QRBF"
+            01                version 1
+            73                kind OutdateRequest
+            0000              flags
+            00000000          body length 0
+            00000000          payload length 0
+            b4424fed          checksum
 "#,
         ),
     ]

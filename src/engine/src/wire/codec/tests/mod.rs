@@ -14,7 +14,7 @@ use super::*;
 use crate::generation::Protocol;
 use crate::split_brain::Policy;
 use crate::state::{DiskState, Role};
-use crate::wire::{GoodbyeReason, ReadOutcome, ResyncOutcome};
+use crate::wire::{GoodbyeReason, ReadOutcome, ResizeStage, ResyncOutcome};
 
 /// What the peer finds in the frame of `sent`.
 fn round_trip(sent: &Message<Bytes>) -> Result<(Lane, Message<Bytes>), WireError> {
@@ -128,6 +128,16 @@ fn numbers_of_words_never_change() {
             (1, "StandAlone"),
             (2, "Renegotiate"),
             (3, "ProtocolError"),
+        ])
+    );
+    assert_eq!(
+        codes_of::<ResizeStage>(),
+        words(&[
+            (0, "Ask"),
+            (1, "Offer"),
+            (2, "Refuse"),
+            (3, "Take"),
+            (4, "Taken"),
         ])
     );
     assert_eq!(

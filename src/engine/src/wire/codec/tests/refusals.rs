@@ -297,6 +297,8 @@ fn a_number_beyond_its_bounds_is_named() {
         (Again, zeroes(52, 48, &[33]), "history", 33, 0, 32),
         (PeerState, zeroes(5, 0, &[1, 65]), "disks", 65, 0, 64),
         (Goodbye, zeroes(600, 1, &513u32.to_le_bytes()), "text", 513, 0, 512),
+        (Resize, zeroes(15, 3, &(device + 1).to_le_bytes()), "bytes", device + 1, 0, device),
+        (Resize, zeroes(600, 11, &513u32.to_le_bytes()), "text", 513, 0, 512),
         (DiskLost, zeroes(6, 2, &16385u32.to_le_bytes()), "missed", 16385, 0, 16384),
         (BitmapRuns, zeroes(65544, 3, &65537u32.to_le_bytes()), "runs", 65537, 0, 65536),
         (ResyncBegin, zeroes(14, 10, &[255; 4]), "history", u64::from(u32::MAX), 0, 32),
@@ -351,6 +353,7 @@ fn a_code_without_meaning_is_named() {
         (PeerState, vec![1, 1, 0, 0, 0, 0, 0, 7], "disk", 7),
         (Goodbye, vec![4, 0, 0, 0, 0], "reason", 4),
         (ResyncPause, vec![0, 0, 2], "paused", 2),
+        (Resize, zeroes(15, 2, &[5]), "stage", 5),
         (SkipInitialSyncDone, zeroes(11, 10, &[2]), "done", 2),
         (
             WriteZeroes,
@@ -427,8 +430,10 @@ proptest! {
         byte: u8,
     ) {
         let (sample, mut body) = body_of(kind, seed);
-        let at = at.index(body.len());
-        body[at] = byte;
+        if !body.is_empty() {
+            let at = at.index(body.len());
+            body[at] = byte;
+        }
         let bytes = head(kind, payload_bytes(&sample), &body);
         match receive(&bytes) {
             Ok((_, message)) => prop_assert_eq!(encode_head(&message), bytes),

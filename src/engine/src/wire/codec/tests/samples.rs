@@ -11,7 +11,9 @@ use crate::state::{DiskState, Role};
 use crate::units::{BLOCK_BYTES, ByteRange, Generation, NodeId, VolumeNumber};
 use crate::wire::codec::MessageKind;
 use crate::wire::message::Protocol;
-use crate::wire::{GoodbyeReason, Hello, Message, ReadOutcome, ResyncOutcome, VolumeHello};
+use crate::wire::{
+    GoodbyeReason, Hello, Message, ReadOutcome, ResizeStage, ResyncOutcome, VolumeHello,
+};
 
 /// A payload that knows its length only: the codec looks at nothing else.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -112,6 +114,21 @@ impl Source {
             bits: self.between(0, MAX_DEVICE_BYTES / BLOCK_BYTES),
         }
     }
+}
+
+/// Characters of one to four bytes, as many as fit.
+fn text(from: &mut Source) -> String {
+    let wanted = from.between(0, MAX_TEXT_BYTES as u64) as usize;
+    let mut text = String::new();
+    while text.len() < wanted {
+        let next = from.pick(&['a', 'ß', '€', '🦀']);
+        text.push(if text.len() + next.len_utf8() <= wanted {
+            next
+        } else {
+            'a'
+        });
+    }
+    text
 }
 
 /// A message of the kind, of random contents within the bounds.
@@ -223,20 +240,19 @@ pub fn message(kind: MessageKind, from: &mut Source) -> Message<Bytes> {
                 GoodbyeReason::Renegotiate,
                 GoodbyeReason::ProtocolError,
             ]),
-            text: {
-                // Characters of one to four bytes, as many as fit.
-                let wanted = from.between(0, MAX_TEXT_BYTES as u64) as usize;
-                let mut text = String::new();
-                while text.len() < wanted {
-                    let next = from.pick(&['a', 'ß', '€', '🦀']);
-                    text.push(if text.len() + next.len_utf8() <= wanted {
-                        next
-                    } else {
-                        'a'
-                    });
-                }
-                text
-            },
+            text: text(from),
+        },
+        MessageKind::Resize => Message::Resize {
+            volume: from.volume(),
+            stage: from.pick(&[
+                ResizeStage::Ask,
+                ResizeStage::Offer,
+                ResizeStage::Refuse,
+                ResizeStage::Take,
+                ResizeStage::Taken,
+            ]),
+            bytes: from.between(0, MAX_DEVICE_BYTES),
+            text: text(from),
         },
         MessageKind::ResyncPause => Message::ResyncPause {
             volume: from.volume(),
@@ -254,6 +270,7 @@ pub fn message(kind: MessageKind, from: &mut Source) -> Message<Bytes> {
         MessageKind::InvalidateRequest => Message::InvalidateRequest {
             volume: from.volume(),
         },
+        MessageKind::OutdateRequest => Message::OutdateRequest,
         MessageKind::MissesTracked => Message::MissesTracked {
             volume: from.volume(),
             current: from.generation(),

@@ -1,0 +1,354 @@
+//! Claims about the move of metadata: what a crash at any step leaves, and which copy counts afterwards.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use std::string::{String, ToString};
+
+use super::*;
+use crate::activity_log::ActivityLog;
+use crate::metadata::image::{
+    self, CreateOptions, LoadError, LoggedExtents, MetadataImage, Step, load_grown,
+};
+
+use crate::metadata_writer::{MetadataWriter, Phase};
+use crate::units::NodeId;
+use crate::volume::Backing;
+
+const SECTOR: usize = 512;
+const OLD: u64 = 20 << 20;
+const NEW: u64 = 24 << 20;
+const UUID: u64 = 0xFEED;
+const KNOWN: KnownDevice = KnownDevice {
+    device_uuid: UUID,
+    device_bytes: OLD,
+};
+
+#[derive(Clone)]
+struct Device {
+    durable: Vec<u8>,
+    cache: Vec<(usize, Vec<u8>)>,
+}
+
+impl Device {
+    fn run(&mut self, step: &Step) {
+        match step {
+            Step::Write { offset, bytes } => self.cache.extend(
+                (*offset as usize..)
+                    .step_by(SECTOR)
+                    .zip(bytes.chunks(SECTOR).map(<[u8]>::to_vec)),
+            ),
+            Step::Flush => self.keep(|_| true),
+        }
+    }
+
+    fn keep(&mut self, mut kept: impl FnMut(usize) -> bool) {
+        for (index, (at, sector)) in self.cache.drain(..).enumerate() {
+            if kept(index) {
+                self.durable[at..at + SECTOR].copy_from_slice(&sector);
+            }
+        }
+    }
+
+    fn load(
+        &self,
+        device_bytes: u64,
+        known: Option<KnownDevice>,
+    ) -> Result<MetadataImage, LoadError<String>> {
+        load_grown(Placement::Internal, device_bytes, known, |offset, bytes| {
+            let at = offset as usize;
+            let source = self.durable.get(at..at + bytes.len()).ok_or("beyond")?;
+            bytes.copy_from_slice(source);
+            Ok(())
+        })
+        .map_err(|error: LoadError<&str>| match error {
+            LoadError::Read { offset, error } => LoadError::Read {
+                offset,
+                error: error.to_string(),
+            },
+            LoadError::Superblock(error) => LoadError::Superblock(error),
+            LoadError::OtherVolume {
+                found,
+                known,
+                known_bytes,
+            } => LoadError::OtherVolume {
+                found,
+                known,
+                known_bytes,
+            },
+            other => panic!("{other}"),
+        })
+    }
+}
+
+/// A device that grew under a running volume: bits are set, the log holds extents.
+fn running(max_peers: u8) -> (Device, Backing) {
+    let options = CreateOptions {
+        placement: Placement::Internal,
+        device_bytes: OLD,
+        max_peers,
+        node_id: NodeId(0),
+        device_uuid: UUID,
+        al_slots: 9,
+    };
+    let mut image = image::create(&options).unwrap();
+    image.superblock.allocate_slot(NodeId(1)).unwrap();
+    image.superblock.effective_bytes = image.layout.data_bytes;
+    image.bitmaps[0].set(5..7);
+    let mut device = Device {
+        // What an earlier life of the storage left behind.
+        durable: vec![0xA5; NEW as usize],
+        cache: Vec::new(),
+    };
+    for step in image.write_steps() {
+        device.run(&step);
+    }
+    let (mut ring, steps) = image.start_log_steps(9);
+    for step in &steps {
+        device.run(step);
+    }
+    let mut log = ActivityLog::new(9);
+    let transaction = log.plan([1, 3].into_iter()).expect("room for two extents");
+    let (index, block) = ring.transaction(&transaction.updates, log.slots());
+    log.committed();
+    device.run(&Step::Write {
+        offset: image.layout.ring_block_offset(index),
+        bytes: block.to_vec(),
+    });
+    device.run(&Step::Flush);
+    let backing = Backing {
+        layout: image.layout,
+        superblock: image.superblock,
+        bitmaps: image.bitmaps,
+        log,
+        ring,
+        writer: MetadataWriter::default(),
+        crashed_primary: false,
+        completion_gate: 0,
+    };
+    (device, backing)
+}
+
+/// The steps of the move, as the engine would carry them out.
+fn moving(backing: &mut Backing) -> (Layout, Vec<Step>) {
+    let sizes = DiskSizes {
+        device_bytes: NEW,
+        metadata_bytes: NEW,
+    };
+    let new = grown_layout(&backing.layout, sizes)
+        .unwrap()
+        .expect("it grew");
+    backing.start_move(&new);
+    let mut steps = Vec::new();
+    while let Some(phase) = backing.writer.next_phase() {
+        match phase {
+            Phase::Block(offset, bytes) => steps.push(Step::Write { offset, bytes }),
+            Phase::MovedBitmap(layout, slot, blocks) => steps.push(Step::Write {
+                offset: layout.bitmap_block_offset(slot, blocks.start),
+                bytes: blocks
+                    .flat_map(|block| backing.bitmaps[slot].encode_block(slot, block))
+                    .collect(),
+            }),
+            Phase::Zeroes(offset, bytes) => steps.push(Step::Write {
+                offset,
+                bytes: vec![0; bytes as usize],
+            }),
+            Phase::Flush => steps.push(Step::Flush),
+            Phase::Moved(layout) => assert_eq!(layout, new),
+            Phase::SuperblockDurable(_) => {}
+            other => panic!("{other:?} in a move"),
+        }
+    }
+    (new, steps)
+}
+
+/// Where the metadata were.
+fn new_data_of_old(max_peers: u8) -> core::ops::Range<usize> {
+    let old = Layout::new(Placement::Internal, OLD, max_peers).unwrap();
+    old.metadata_offset() as usize..OLD as usize
+}
+
+fn is_whole(image: &MetadataImage) {
+    assert_eq!(image.bitmaps[0].count(), 2, "bits are lost");
+    assert!(image.bitmaps[0].is_set(5) && image.bitmaps[0].is_set(6));
+    match &image.logged {
+        LoggedExtents::Known(extents) => {
+            let mut extents = extents.clone();
+            extents.sort_unstable();
+            assert_eq!(extents, [1, 3], "extents are lost");
+        }
+        LoggedExtents::Unknown => panic!("the log is lost"),
+    }
+}
+
+#[test]
+fn a_power_loss_at_any_step_of_a_move_leaves_metadata_that_open_with_everything_in_them() {
+    for max_peers in [1, 3] {
+        let (device, mut backing) = running(max_peers);
+        let (new, steps) = moving(&mut backing);
+        let mut before = device;
+        let (mut at_old, mut at_new, mut unfinished) = (0, 0, 0);
+        for (done, step) in steps.iter().enumerate() {
+            before.run(step);
+            for subset in 0..20u64 {
+                let mut crashed = before.clone();
+                let mut random =
+                    (subset << 32 ^ done as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+                crashed.keep(|index| match subset {
+                    0 => false,
+                    1 => true,
+                    2 => index % 2 == 0,
+                    3 => index % 2 == 1,
+                    _ => {
+                        random ^= random << 13;
+                        random ^= random >> 7;
+                        random ^= random << 17;
+                        random & 1 != 0
+                    }
+                });
+                let mut image = crashed
+                    .load(NEW, Some(KNOWN))
+                    .unwrap_or_else(|error| panic!("step {done}, subset {subset}: {error}"));
+                is_whole(&image);
+                if image.layout == new {
+                    at_new += 1;
+                } else {
+                    assert_eq!(image.layout.device_bytes, OLD);
+                    at_old += 1;
+                }
+                unfinished += u32::from(image.superseded.is_some());
+                // The next attach leaves nothing in the old place that counts, if it is not the place itself.
+                let moved = image.layout == new;
+                for step in image.clean_steps() {
+                    crashed.run(&step);
+                }
+                crashed.keep(|_| true);
+                let again = crashed.load(NEW, None);
+                assert_eq!(again.is_ok(), moved, "step {done}, subset {subset}");
+                if moved {
+                    let left = &crashed.durable[new_data_of_old(max_peers)];
+                    assert!(left.iter().all(|&byte| byte == 0), "step {done}, {subset}");
+                    assert!(
+                        crashed.load(OLD, None).is_err(),
+                        "the old superblock comes back when the device is made smaller again"
+                    );
+                }
+            }
+        }
+        assert!(at_old > 0 && at_new > 0 && unfinished > 0);
+    }
+}
+
+#[test]
+fn nothing_that_an_earlier_life_left_at_the_new_end_takes_part() {
+    // The same volume was larger once: whole metadata of it, older, lie at the new end.
+    let (mut device, mut backing) = running(1);
+    let options = CreateOptions {
+        placement: Placement::Internal,
+        device_bytes: NEW,
+        max_peers: 1,
+        node_id: NodeId(0),
+        device_uuid: UUID,
+        al_slots: 9,
+    };
+    for step in image::create(&options).unwrap().write_steps() {
+        device.run(&step);
+    }
+    let found = device.load(NEW, Some(KNOWN)).unwrap();
+    assert_eq!(found.layout.device_bytes, OLD);
+    is_whole(&found);
+    let (_, steps) = moving(&mut backing);
+    for step in &steps {
+        device.run(step);
+        let mut crashed = device.clone();
+        crashed.keep(|index| index % 3 != 0);
+        is_whole(&crashed.load(NEW, Some(KNOWN)).unwrap());
+    }
+}
+
+#[test]
+fn a_device_whose_end_belongs_to_another_volume_is_refused_with_both_named() {
+    let (mut device, _) = running(1);
+    let options = CreateOptions {
+        placement: Placement::Internal,
+        device_bytes: NEW,
+        max_peers: 1,
+        node_id: NodeId(0),
+        device_uuid: 0xBEEF,
+        al_slots: 9,
+    };
+    for step in image::create(&options).unwrap().write_steps() {
+        device.run(&step);
+    }
+    let error = device.load(NEW, Some(KNOWN)).unwrap_err().to_string();
+    for part in ["BEEF", "FEED", "create-md", &OLD.to_string()] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+    assert!(
+        device.load(NEW, None).is_ok(),
+        "nothing is known of another"
+    );
+}
+
+#[test]
+fn a_device_that_grew_too_little_is_told_the_size_that_would_do() {
+    for max_peers in [1, 3, 31] {
+        let old = Layout::new(Placement::Internal, OLD, max_peers).unwrap();
+        let at = |device_bytes| {
+            let sizes = DiskSizes {
+                device_bytes,
+                metadata_bytes: device_bytes,
+            };
+            grown_layout(&old, sizes)
+        };
+        assert_eq!(at(OLD), Ok(None));
+        assert_eq!(at(OLD + 4095), Ok(None));
+        let Err(GrowthError::TooLittle { needed_bytes, .. }) = at(OLD + 4096) else {
+            panic!("one block is too little");
+        };
+        assert!(matches!(
+            at(needed_bytes - 4096),
+            Err(GrowthError::TooLittle { .. })
+        ));
+        let new = at(needed_bytes).unwrap().expect("large enough");
+        assert!(new.data_bytes >= OLD, "the new metadata overlap the old");
+        assert_eq!(
+            at(OLD - 4096),
+            Err(GrowthError::Shrunk {
+                stored_bytes: OLD,
+                device_bytes: OLD - 4096
+            })
+        );
+    }
+}
+
+#[test]
+fn external_metadata_become_longer_in_place() {
+    let placement = |metadata_bytes| Placement::External { metadata_bytes };
+    let large = 1 << 40;
+    let old = Layout::new(placement(1 << 20), 1 << 30, 1).unwrap();
+    let grow = |old: &Layout, device_bytes, metadata_bytes| {
+        grown_layout(
+            old,
+            DiskSizes {
+                device_bytes,
+                metadata_bytes,
+            },
+        )
+    };
+    let new = grow(&old, 2 << 30, 1 << 20).unwrap().expect("it grew");
+    assert_eq!(new.bitmap_offset, old.bitmap_offset);
+    assert!(new.bitmap_slot_bytes > old.bitmap_slot_bytes);
+    assert!(matches!(
+        grow(&old, large, 1 << 20),
+        Err(GrowthError::Layout(
+            LayoutError::MetadataDeviceTooSmall { .. }
+        ))
+    ));
+    assert!(grow(&old, large, 64 << 20).unwrap().is_some());
+    let several = Layout::new(placement(1 << 20), 1 << 30, 2).unwrap();
+    assert_eq!(
+        grow(&several, 2 << 30, 1 << 20),
+        Err(GrowthError::SlotsWouldMove { max_peers: 2 })
+    );
+    assert!(grow(&several, (1 << 30) + 4096, 1 << 20).unwrap().is_some());
+}
