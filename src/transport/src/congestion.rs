@@ -10,6 +10,9 @@
 //! The queue is bounded in bytes too: that bound is the window of a local link, where rate × delay is next to nothing.
 //! - At the start there is no rate, and the link may be thin: the window begins small. While the rate grows, the window grows faster
 //!   than it.
+//! - Where acknowledgements come in bursts (a node that gets no processor for a while, a network that collects packets) the largest recent
+//!   burst may be in flight beside it, or nothing would be under way while the next one is prepared: without that the window shrinks, what
+//!   arrives in a round shrinks with it, and so on down to the least window. At most what the link takes in [`LONGEST_BURST`].
 //! - A rate is forgotten after some rounds and a second with a full window, so that a link that became slower is believed; never
 //!   while the owner sends less than the window allows.
 //! - A delay is forgotten after [`DELAY_LIFE`]. Before, the standing queue is let run empty for a round, or it would be taken for
@@ -39,6 +42,8 @@ const SHORT_DELAY: Duration = Duration::from_micros(500);
 const SHORT_DELAY_QUEUE: Duration = Duration::from_millis(250);
 /// Losses do not take the window below this, nor below rate × delay.
 const LEAST_AFTER_LOSS_BYTES: u64 = 64 << 10;
+/// The longest pause between bursts of acknowledgements that the window makes up for.
+const LONGEST_BURST: Duration = Duration::from_millis(100);
 /// The standing queue, in time: what the peer may hold an acknowledgement back, and as much for late timers. A sixteenth of the delay
 /// comes on top.
 const STANDING_QUEUE: Duration = Duration::from_millis(10);
@@ -73,6 +78,7 @@ impl ControllerFactory for AdaptiveFactory {
             window: LEAST_WINDOW_BYTES.min(local),
             rate: Recent::new(now),
             growing: false,
+            bursts: Bursts::new(now),
             delay: Recent::new(now),
             drain_rounds: 0,
             round: Round::new(now, true),
@@ -154,6 +160,40 @@ impl Round {
     }
 }
 
+/// What is acknowledged at once beyond what the rate accounts for.
+#[derive(Clone, Debug)]
+struct Bursts {
+    /// When what was acknowledged last was no more than the rate accounts for.
+    since: Instant,
+    acked_bytes: u64,
+    largest: Recent<u64>,
+}
+
+impl Bursts {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            acked_bytes: 0,
+            largest: Recent::new(now),
+        }
+    }
+
+    fn restart(&mut self, now: Instant) {
+        self.since = now;
+        self.acked_bytes = 0;
+    }
+
+    fn take(&mut self, now: Instant, bytes: u64, rate: u64) {
+        let expected = |since| bytes_in(rate, now.saturating_duration_since(since));
+        if self.acked_bytes <= expected(self.since) {
+            self.restart(now);
+        }
+        self.acked_bytes += bytes;
+        let beyond = self.acked_bytes.saturating_sub(expected(self.since));
+        self.largest.add(beyond, u64::max);
+    }
+}
+
 /// A window that losses took down.
 #[derive(Clone, Copy, Debug)]
 struct AfterLoss {
@@ -173,6 +213,7 @@ struct Adaptive {
     rate: Recent<u64>,
     /// The last full round brought a much better rate.
     growing: bool,
+    bursts: Bursts,
     delay: Recent<Duration>,
     /// Rounds left in which the queue runs empty.
     drain_rounds: u32,
@@ -213,13 +254,15 @@ impl Adaptive {
         if self.drain_rounds > 0 {
             return (link / 4 * 3).max(LEAST_WINDOW_BYTES / 2);
         }
-        let queue = bytes_in(rate, STANDING_QUEUE + delay / 16).min(self.local);
+        let queue = bytes_in(rate, STANDING_QUEUE + delay / 16);
+        let burst = self.bursts.largest.best(u64::max).unwrap_or(0);
+        let burst = burst.min(bytes_in(rate, LONGEST_BURST));
         let mut least = LEAST_WINDOW_BYTES;
         if delay <= SHORT_DELAY {
             least = least.max(bytes_in(rate, SHORT_DELAY_QUEUE).min(self.local / 2));
         }
         let link = if self.growing { link / 2 * 3 } else { link };
-        (link + queue).clamp(least.min(self.most), self.most)
+        (link + (queue + burst).min(self.local)).clamp(least.min(self.most), self.most)
     }
 
     fn set_window(&mut self) {
@@ -287,6 +330,7 @@ impl Adaptive {
             && now.saturating_duration_since(self.rate.since) >= RATE_LIFE
         {
             self.rate.next_span(now);
+            self.bursts.largest.next_span(now);
         }
     }
 
@@ -312,6 +356,7 @@ impl Controller for Adaptive {
             // The pause before is nobody's delay.
             self.idle = false;
             self.round = Round::new(now, true);
+            self.bursts.restart(now);
         }
     }
 
@@ -336,6 +381,9 @@ impl Controller for Adaptive {
         let batch = std::mem::take(&mut self.batch_bytes);
         self.round.acked_bytes += batch;
         self.round.most_in_flight = self.round.most_in_flight.max(in_flight + batch);
+        if let Some(rate) = self.best_rate() {
+            self.bursts.take(now, batch, rate);
+        }
         if self.round.is_over() {
             self.end_round(now);
         }
@@ -352,6 +400,7 @@ impl Controller for Adaptive {
         if is_persistent_congestion {
             self.recovery_start = now;
             self.rate = Recent::new(now);
+            self.bursts = Bursts::new(now);
             self.growing = false;
             self.drain_rounds = 0;
             self.after_loss = Some(AfterLoss {

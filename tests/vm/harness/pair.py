@@ -22,7 +22,7 @@ class Pair:
         """`setting` knows emulator, kernel and archive (see `setting.py`; `initramfs`: another archive); `words` are added to both kernels' command lines. A link of
         "datagrams" can be cut and outlives guests; "stream" is faster and does neither."""
         self.setting, self.folder, self.words, self.memory_mib, self.link = setting, folder, words, memory_mib, link
-        self.initramfs = initramfs or setting.initramfs
+        self.initramfs = initramfs
         self.guests = {}
         self.images = {}
         os.makedirs(folder, exist_ok=True)
@@ -59,7 +59,7 @@ class Pair:
                 self.wait_for_listener(name)
             self.guests[name] = Guest(
                 name, folder=self.folder, emulator=self.setting.emulator, environment=self.setting.environment,
-                kernel=self.setting.kernel, initramfs=self.initramfs, address=ADDRESSES[name], disks=self.images[name],
+                kernel=self.setting.kernel, initramfs=self.initramfs or self.setting.initramfs, address=ADDRESSES[name], disks=self.images[name],
                 netdev=netdev, mac=f"52:54:00:00:00:0{NAMES.index(name) + 1}", shared=self.shared(name),
                 memory_mib=self.memory_mib, words=self.words)
         for name in names or NAMES:

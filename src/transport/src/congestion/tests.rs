@@ -325,8 +325,8 @@ fn peer_that_gets_its_processor_with_pauses_is_kept_busy() {
         run.go_on(5);
         let outcome = run.go_on(30);
         let what = format!("{round_trip_us} us, pauses of {pauses_ms} ms: {outcome:?}");
-        assert!(outcome.used >= 0.5, "{what}");
-        assert!(outcome.queue <= Duration::from_millis(250), "{what}");
+        assert!(outcome.used >= 0.7, "{what}");
+        assert!(outcome.queue <= Duration::from_millis(500), "{what}");
     }
 }
 
