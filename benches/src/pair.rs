@@ -318,6 +318,8 @@ impl Pair {
                 self.completed += 1;
             }
             Effect::CommandDone { result, .. } => self.answered = Some(result.is_ok()),
+            // Disks that never grow.
+            Effect::MeasureDisk { .. } | Effect::DiskKnown { .. } => {}
             Effect::Detached { .. } | Effect::Handler { .. } | Effect::Notice(_) => {}
         }
     }
