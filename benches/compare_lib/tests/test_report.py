@@ -2,6 +2,7 @@
 import contextlib
 import io
 import os
+import time
 import unittest
 from xml.dom import minidom
 
@@ -202,6 +203,10 @@ class Started(unittest.TestCase):
         processes.end_all()
         os.unlink(processes.log_of("qrbd-compare-test"))
         self.assertIsNotNone(child.returncode)
+        # Killed is not yet gone.
+        end = time.monotonic() + 10
+        while alive_in_group(child.pid) and time.monotonic() < end:
+            time.sleep(0.05)
         self.assertEqual(alive_in_group(child.pid), [])
 
     def test_a_command_that_hangs_is_ended_and_named(self):

@@ -103,9 +103,9 @@ impl<P: Payload> Engine<P> {
         }
         self.set_disk(v, DiskState::Attaching, "attach");
         self.set_disk(v, state, "metadata");
-        for p in 0..self.peers.len() {
+        for (p, contact) in contacts.into_iter().enumerate() {
             self.recall_outdated(p, v);
-            self.peers[p].devices[v].contact = contacts[p];
+            self.peers[p].devices[v].contact = contact;
             if primary && connected {
                 self.peers[p].devices[v].hold = true;
             }
