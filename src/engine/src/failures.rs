@@ -64,6 +64,9 @@ impl<P: Payload> Engine<P> {
         self.peers[p].bitmap_parts = 0;
         self.peers[p].role = Role::Unknown;
         for v in 0..self.volumes.len() {
+            // A target that was told of the resync's end becomes UpToDate without the connection too.
+            let ended =
+                (self.peers[p].devices[v].source.as_ref()).is_some_and(|source| source.finishing);
             self.stop_resync(p, v);
             self.set_replication(p, v, ReplicationState::Off, rule);
             let device = &mut self.peers[p].devices[v];
@@ -82,7 +85,7 @@ impl<P: Payload> Engine<P> {
             device.paused_there = false;
             device.tracks_misses = false;
             device.misses_tracked = false;
-            if !matches!(device.disk, DiskState::Inconsistent | DiskState::Outdated) {
+            if ended || !matches!(device.disk, DiskState::Inconsistent | DiskState::Outdated) {
                 device.disk = DiskState::DUnknown;
             }
             // A resync that the source ended is over: this disk has everything, and becomes UpToDate without the connection too.

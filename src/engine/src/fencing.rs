@@ -504,6 +504,10 @@ impl<P: Payload> Engine<P> {
     fn outdate_for(&mut self, p: usize) -> bool {
         for v in 0..self.volumes.len() {
             let good_there = self.peers[p].devices[v].disk == DiskState::UpToDate;
+            if self.volumes[v].is_finishing_resync() {
+                // It is going to be UpToDate.
+                return false;
+            }
             if self.volumes[v].usable() && self.volumes[v].disk > DiskState::Outdated && good_there
             {
                 self.outdate_disk(v, "parting-from-primary");

@@ -5,8 +5,10 @@
 mod harness;
 
 use harness::*;
+use qrbd_engine::config::Fencing;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{ByteRange, NodeId};
+use qrbd_engine::wire::Message;
 use qrbd_engine::{Command, Operation};
 
 #[test]
@@ -335,4 +337,30 @@ fn sync_can_be_paused_and_resumed_from_either_side() {
         );
         pair.assert_equal_and_in_sync();
     }
+}
+
+#[test]
+fn a_target_that_was_told_of_the_end_of_its_resync_must_be_fenced_when_it_is_lost() {
+    let mut pair = Pair::new(&|peer| peer.fencing = Fencing::ResourceAndStonith);
+    // What the target says when it is UpToDate is on its way for long.
+    pair.hold_back = Some(|message| match message {
+        Message::ResyncFinished { .. } => true,
+        Message::PeerState { role, disks } => {
+            *role == Role::Secondary && disks.iter().any(|&(_, disk)| disk == DiskState::UpToDate)
+        }
+        _ => false,
+    });
+    pair.up(0);
+    pair.up(1);
+    assert_eq!(pair.command(0, Command::Promote { force: true }), Ok(()));
+    for _ in 0..20 {
+        pair.pass_time();
+    }
+    // The Primary has not heard that the target is UpToDate.
+    assert_eq!(pair.disk(1), DiskState::UpToDate);
+    let peer_disk = |pair: &Pair| pair.nodes[0].engine.status().peers[0].devices[0].peer_disk;
+    assert_eq!(peer_disk(&pair), DiskState::Inconsistent);
+    pair.cut();
+    assert_eq!(peer_disk(&pair), DiskState::DUnknown);
+    assert!(pair.nodes[0].engine.status().suspended_fencing);
 }

@@ -65,6 +65,8 @@ pub struct Manager {
     pub speaks: Option<NodeIndex>,
     /// The last Primary left its role in good order, by volume: its own data were good, or it saw its peer's to the end.
     pub graceful: Vec<bool>,
+    /// The last good copy was given up by order, by volume.
+    pub given_up: Vec<bool>,
     /// Somebody forced a promotion while another node may have had data.
     pub forced_apart: bool,
     /// A promotion apart from the others was written down and not carried out: the node's disk tells of a history of its own, in which
@@ -97,6 +99,7 @@ impl Manager {
             holder: None,
             speaks: None,
             graceful: vec![false; settings.volumes.len()],
+            given_up: vec![false; settings.volumes.len()],
             forced_apart: false,
             half_promoted: None,
             healing: false,
@@ -456,6 +459,8 @@ impl World {
                 continue;
             }
             self.nodes[node].volumes[volume].current = false;
+            self.manager.given_up[volume] |=
+                (self.nodes.iter()).all(|node| !node.volumes[volume].current);
             for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
                 let crashed = self.nodes[peer].volumes[volume].loss >= crate::node::Loss::Power;
                 if command.peers_live && crashed {

@@ -232,9 +232,10 @@ impl World {
     /// An old disk is the newest that is left. If it was given up with completed writes on their way to it, and the other disk before
     /// it, two disks failed one after the other: these writes are gone, and nothing else is.
     fn nothing_newer(&mut self, node: NodeIndex, volume: usize) {
-        // Under A and B so are those that only a disk had that was refused because its clients had seen more.
-        let nobody = self.settings.protocol != Protocol::C
-            && (self.nodes.iter()).all(|node| !node.volumes[volume].current);
+        // Under A and B so are those that only a disk had that was refused because its clients had seen more; and whatever was given up
+        // by order.
+        let may_be_lost = self.settings.protocol != Protocol::C || self.manager.given_up[volume];
+        let nobody = may_be_lost && (self.nodes.iter()).all(|node| !node.volumes[volume].current);
         if !self.checks.promises_lost.remove(&(node, volume)) && !nobody {
             return;
         }
@@ -430,8 +431,12 @@ impl World {
         } else {
             mine.max(theirs)
         };
+        // What a peer lost when it died stays lost, although its last words arrive only now.
+        let peer_lives = self.peer_is_the_same(node, peer);
         self.nodes[node].volumes[volume].loss = loss;
-        self.nodes[peer].volumes[volume].loss = loss;
+        if peer_lives {
+            self.nodes[peer].volumes[volume].loss = loss;
+        }
     }
 
     /// A handler was called.
