@@ -365,13 +365,15 @@ impl<P: Payload> Engine<P> {
         self.peers[p].fence.call = None;
         let state = match answer {
             FenceAnswer::Inconsistent => DiskState::Inconsistent,
-            FenceAnswer::Outdated | FenceAnswer::Stonith => DiskState::Outdated,
-            FenceAnswer::Unreachable if self.knows_to_be_current() => DiskState::Outdated,
-            FenceAnswer::Unreachable => {
+            FenceAnswer::Outdated => DiskState::Outdated,
+            FenceAnswer::Unreachable | FenceAnswer::Stonith if self.knows_to_be_current() => {
+                DiskState::Outdated
+            }
+            FenceAnswer::Unreachable | FenceAnswer::Stonith => {
                 return self.fence_failed(
                     p,
-                    "the peer cannot be reached, and this node's data were not compared with the peer's since they were attached: \
-                     that it is dead does not make them current",
+                    "this node's data were not compared with the peer's since they were attached: that the peer is dead does not \
+                     make them current",
                 );
             }
             FenceAnswer::PeerIsPrimary => {
@@ -390,9 +392,8 @@ impl<P: Payload> Engine<P> {
         };
         let node = self.peers[p].config.node_id;
         for v in 0..self.volumes.len() {
-            if answer != FenceAnswer::Unreachable {
-                self.confirm(v);
-            }
+            // The peer's data are older, so these are not. Of a dead peer nobody knows.
+            self.confirm(v);
             let device = &mut self.peers[p].devices[v];
             if device.disk <= state {
                 continue;

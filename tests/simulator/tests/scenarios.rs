@@ -1337,3 +1337,23 @@ fn survivor_whose_disk_was_detached_and_attached_again_keeps_what_the_dead_prima
         assert!(scenario.holds(0, block(number as u64), write.write, View::Cached));
     }
 }
+
+#[test]
+fn shooting_the_peer_does_not_make_data_current_that_nobody_confirmed() {
+    let mut scenario = stonith();
+    scenario.power_loss(0);
+    scenario.promote(1).unwrap();
+    let write = scenario.write_now(1, block(5));
+    scenario.power_loss(1);
+    // The node with the older data comes back alone, and the cluster's configuration is lost.
+    scenario.restart(0);
+    scenario.world.constrained = None;
+    assert_eq!(scenario.promote(0), Err(Refusal::PeerNotFenced));
+    scenario.restart(1);
+    scenario.wait_in_sync();
+    assert!(
+        scenario.holds(0, block(5), write.write, View::Cached)
+            || !scenario.holds(1, block(5), write.write, View::Cached)
+    );
+    assert_eq!(scenario.world.figures.split_brains, 0);
+}

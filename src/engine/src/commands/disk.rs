@@ -5,6 +5,7 @@
 
 use crate::activity_log::ActivityLog;
 use crate::api::{CommandId, Payload};
+use crate::config::Fencing;
 use crate::engine::Engine;
 use crate::handshake::set_disk_flags;
 use crate::metadata::image::MetadataImage;
@@ -118,7 +119,11 @@ impl<P: Payload> Engine<P> {
                 self.renegotiate(p, "attached-during-handshake");
             }
         }
-        self.volumes[v].unconfirmed = (0..self.peers.len()).any(|p| self.is_unfenced(p));
+        // Until the peer was met, or is known to be older. Who attaches on a standing connection may lose it before the comparison.
+        self.volumes[v].unconfirmed = self.peers.iter().any(|peer| {
+            peer.config.fencing != Fencing::DontCare
+                && (peer.session.is_some() || peer.devices[v].disk > DiskState::Outdated)
+        });
         self.volumes[v].after(version, 0, None, After::Command(id));
         Ok(false)
     }
