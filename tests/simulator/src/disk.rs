@@ -250,7 +250,7 @@ impl Disk {
     /// Reads the metadata.
     ///
     /// # Errors
-    /// What [`load`] refuses.
+    /// What the loader of metadata refuses.
     pub fn load(&self, view: View) -> Result<MetadataImage, LoadError<String>> {
         let bytes = match view {
             View::Cached => &self.metadata,
@@ -278,7 +278,7 @@ impl Disk {
     /// Metadata as one possible power loss at this instant would leave them; nothing changes.
     ///
     /// # Errors
-    /// What [`load`] refuses.
+    /// What the loader of metadata refuses.
     pub fn load_after_imagined_power_loss(
         &self,
         random: &mut Random,
