@@ -368,12 +368,12 @@ fn metadata_are_made_shown_applied_and_wiped_offline() {
 #[test]
 fn options_that_are_not_carried_out_are_told_once_with_their_place() {
     let mut options = PairOptions::default();
-    options.resource.net = "fencing resource-and-stonith;\nno-tcp-cork;".to_owned();
+    options.resource.net = "allow-two-primaries;\nno-tcp-cork;".to_owned();
     let mut pair = Pair::prepared(&options);
     pair.alice.start();
     let finished = pair.alice.try_command("up");
     let file = pair.alice.configuration.display().to_string();
-    let fencing = "`fencing resource-and-stonith` is not carried out by this version, which acts as with `fencing dont-care`";
+    let told = "`allow-two-primaries yes` is not carried out by this version, which acts as with `allow-two-primaries no`";
     let place = |finished: &str, words: &str| {
         finished
             .lines()
@@ -381,18 +381,18 @@ fn options_that_are_not_carried_out_are_told_once_with_their_place() {
     };
     assert!(
         finished.code == 0
-            && place(&finished.stderr, fencing)
+            && place(&finished.stderr, told)
             && place(&finished.stderr, "`tcp-cork` has no effect"),
         "{finished}"
     );
     assert_eq!(finished.stdout, "");
     wait::until("the same in the log", SOON, || {
-        pair.alice.log().contains(fencing).then_some(())
+        pair.alice.log().contains(told).then_some(())
     });
     let again = pair.alice.try_command("adjust");
     assert!(again.code == 0 && again.stderr.is_empty(), "{again}");
     // Who wants to know them all asks for the check.
     let check = pair.alice.admin(["sh-nop"]);
-    assert!(place(&check.stderr, fencing), "{check}");
+    assert!(place(&check.stderr, told), "{check}");
     pair.alice.command("down");
 }
