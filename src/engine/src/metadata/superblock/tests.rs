@@ -127,7 +127,7 @@ fn impossible_values_are_refused_by_the_name_of_the_field() {
         (AT_HISTORY, &[1], "history"),
         (AT_RESERVED, &[1], "reserved bytes"),
         (AT_PEERS, &[32], "peer node-id"),
-        (AT_PEERS + PEER_FLAGS, &[0x20], "peer flags"),
+        (AT_PEERS + PEER_FLAGS, &[0x40], "peer flags"),
         (AT_PEERS + PEER_BYTES, &[0], "peer node-id"),
     ];
     for (at, bytes, name) in cases {
