@@ -137,6 +137,8 @@ fn a_daemon_that_is_killed_during_a_resize_comes_back_with_everything() {
     pair.alice.start_and_up();
     pair.bob.wait_healthy(SYNC_LIMIT);
     pair.alice.promote(SYNC_LIMIT);
+    // The peer may not have noticed the death when it was asked; a resync refuses.
+    pair.alice.wait_healthy(SYNC_LIMIT);
     pair.alice.command("resize");
     wait_size(&pair.alice, "the volume has grown", |bytes| bytes > old);
     pair.alice.wait_healthy(SYNC_LIMIT);
