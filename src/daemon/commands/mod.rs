@@ -403,11 +403,18 @@ fn answer(refusal: Option<Refusal>) -> Response {
 /// The engine's refusal in DRBD's words, with what helps a person.
 fn explained(shared: &Shared, found: state::Refusal) -> Refusal {
     let refusal = translated(found);
+    if found == state::Refusal::PeerNotFenced {
+        return refusal.with_detail(
+            "the fence-peer handler failed, or there is none: the log has what it said. Bring the peer back, or mend the handler; with \
+             --force a peer that goes on as well is a split brain"
+                .to_owned(),
+        );
+    }
     if found != state::Refusal::DeviceInUse {
         return refusal;
     }
     let status = shared.status();
-    let holders: Vec<String> = status
+    let mut holders: Vec<String> = status
         .volumes
         .iter()
         .filter(|volume| volume.openers > 0)
@@ -423,6 +430,12 @@ fn explained(shared: &Shared, found: state::Refusal) -> Refusal {
             )
         })
         .collect();
+    if status.suspended_user || status.suspended_fencing {
+        holders.push(format!(
+            "I/O is suspended: 'qrbdadm resume-io {0}' lets what waits go on, 'qrbdadm secondary --force {0}' fails it",
+            shared.name
+        ));
+    }
     refusal.with_detail(holders.join("\n"))
 }
 
