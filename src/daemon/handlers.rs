@@ -118,11 +118,7 @@ impl HandlerCall {
 fn up_to_date_nodes(plan: &ResourcePlan, status: &Status) -> String {
     let mut mask = 0_u64;
     let good = |disk: DiskState| disk == DiskState::UpToDate;
-    if status
-        .volumes
-        .iter()
-        .all(|volume| good(volume.disk) && !volume.unconfirmed)
-    {
+    if status.volumes.iter().all(|volume| good(volume.told_disk)) {
         mask |= 1 << plan.node_id.0;
     }
     for peer in &status.peers {

@@ -140,9 +140,9 @@ def service_moves_and_survives_the_loss_of_its_node(lab):
     client.verify(until("the service runs", lab.serving))
 
 
-def cut_node_is_fenced_and_nothing_answered_is_lost(lab):
-    # nodea loses every duel.
-    lab.cluster(service=True, stonith="nodea:0s;nodeb:4s")
+def served_after_a_cut(lab, **options):
+    """A cluster whose Primary, nodea, was cut off and fenced, since it loses every duel: nodeb serves the client that is given back."""
+    lab.cluster(service=True, stonith="nodea:0s;nodeb:4s", **options)
     settle_on(lab, "nodea")
     until("the service follows", lambda: lab.serving() == "nodea")
     client = Client(lab)
@@ -152,9 +152,18 @@ def cut_node_is_fenced_and_nothing_answered_is_lost(lab):
     until("nodea is fenced", lambda: "nodea" in lab.fenced)
     until("nodeb has the service", lambda: lab.serving() == "nodeb", 90)
     client.is_answered()
+    return client
+
+
+def nodea_returns(lab):
     lab.heal("nodea")
     lab.power_on("nodea")
     settled(lab, "nodeb")
+
+
+def cut_node_is_fenced_and_nothing_answered_is_lost(lab):
+    client = served_after_a_cut(lab)
+    nodea_returns(lab)
 
     lab.say("the same again, with the Secondary as the loser: the service stays where it is")
     lab.fenced.clear()
@@ -162,29 +171,16 @@ def cut_node_is_fenced_and_nothing_answered_is_lost(lab):
     until("nodea is fenced", lambda: "nodea" in lab.fenced)
     client.is_answered()
     assert lab.serving() == "nodeb"
-    lab.heal("nodea")
-    lab.power_on("nodea")
-    settled(lab, "nodeb")
+    nodea_returns(lab)
     client.verify("nodeb")
     assert "nodeb" not in lab.fenced
 
 
 def cut_primary_waits_for_fencing_and_is_no_split_brain(lab):
-    # nodea loses every duel, and its daemon calls the handlers. No policy resolves a split brain.
-    lab.cluster(service=True, stonith="nodea:0s;nodeb:4s", constraints=False, fencing=True)
-    settle_on(lab, "nodea")
-    until("the service follows", lambda: lab.serving() == "nodea")
-    client = Client(lab)
-    client.is_answered()
-
-    lab.cut("nodea")
-    until("nodea is fenced", lambda: "nodea" in lab.fenced)
-    until("nodeb has the service", lambda: lab.serving() == "nodeb", 120)
-    client.is_answered()
+    # Its daemon calls the handlers. No policy resolves a split brain.
+    client = served_after_a_cut(lab, constraints=False, fencing=True)
     assert constraints(lab, "nodeb") == 1, "the handler's constraint stands while nodea is away"
-    lab.heal("nodea")
-    lab.power_on("nodea")
-    settled(lab, "nodeb")
+    nodea_returns(lab)
     until("the constraint is removed", lambda: constraints(lab, "nodeb") == 0, 60)
     client.is_answered()
     client.verify("nodeb")

@@ -11,7 +11,6 @@ use qrbd_control::status::{
 };
 use qrbd_disk::BlockDevice;
 use qrbd_engine::limits::MAX_REQUEST_BYTES;
-use qrbd_engine::state::DiskState;
 use qrbd_engine::status::{PeerDeviceStatus as EnginePeerDevice, PeerStatus, VolumeStatus};
 use qrbd_engine::units::{BLOCK_BYTES, NodeId, SECTOR_BYTES, Time};
 use qrbd_engine::{Progress, state};
@@ -64,15 +63,6 @@ pub(super) fn status(core: &Core) -> ResourceStatus {
     }
 }
 
-/// With `fencing`, data that were not compared with a peer's since they were attached are Consistent in DRBD's words: nobody knows whether
-/// newer ones exist.
-fn shown_disk(volume: &VolumeStatus) -> DiskState {
-    match volume.disk {
-        DiskState::UpToDate if volume.unconfirmed => DiskState::Consistent,
-        disk => disk,
-    }
-}
-
 fn device(core: &Core, volume: &VolumeStatus) -> DeviceStatus {
     let plan = core.plan.volume(volume.number);
     let counters = core.disks.counters(volume.number).unwrap_or_default();
@@ -88,7 +78,7 @@ fn device(core: &Core, volume: &VolumeStatus) -> DeviceStatus {
             .unwrap_or_default(),
         device_path: None,
         export: export_name(&core.plan.name, volume.number.0),
-        disk_state: same_word!(shown_disk(volume)),
+        disk_state: same_word!(volume.told_disk),
         client: plan.is_some_and(|plan| plan.disk.is_none()),
         open: volume.openers > 0,
         quorum: true,

@@ -147,15 +147,7 @@ impl<P: Payload> Engine<P> {
                 let io = self.new_metadata_io(v);
                 self.effect(Effect::MetadataFlush { volume, io });
             }
-            Phase::Block(offset, bytes) => {
-                let io = self.new_metadata_io(v);
-                self.effect(Effect::MetadataWrite {
-                    volume,
-                    io,
-                    offset,
-                    bytes,
-                });
-            }
+            Phase::Block(offset, bytes) => self.write_metadata(v, offset, bytes),
             Phase::Bitmap(blocks) => {
                 for (slot, block) in blocks {
                     let Some(backing) = self.volumes[v].backing.as_ref() else {
@@ -163,13 +155,7 @@ impl<P: Payload> Engine<P> {
                     };
                     let bytes = backing.bitmaps[slot].encode_block(slot, block).to_vec();
                     let offset = backing.layout.bitmap_block_offset(slot, block);
-                    let io = self.new_metadata_io(v);
-                    self.effect(Effect::MetadataWrite {
-                        volume,
-                        io,
-                        offset,
-                        bytes,
-                    });
+                    self.write_metadata(v, offset, bytes);
                 }
             }
             Phase::SuperblockDurable(version) => {
@@ -193,23 +179,11 @@ impl<P: Payload> Engine<P> {
                 let bytes = blocks
                     .flat_map(|block| bitmap.encode_block(slot, block))
                     .collect();
-                let io = self.new_metadata_io(v);
-                self.effect(Effect::MetadataWrite {
-                    volume,
-                    io,
-                    offset,
-                    bytes,
-                });
+                self.write_metadata(v, offset, bytes);
             }
             Phase::Zeroes(offset, bytes) => {
                 let bytes = alloc::vec![0; bytes as usize];
-                let io = self.new_metadata_io(v);
-                self.effect(Effect::MetadataWrite {
-                    volume,
-                    io,
-                    offset,
-                    bytes,
-                });
+                self.write_metadata(v, offset, bytes);
             }
             Phase::Moved(layout) => {
                 if let Some(backing) = self.volumes[v].backing.as_mut() {
@@ -225,6 +199,17 @@ impl<P: Payload> Engine<P> {
                 self.log_committed(v);
             }
         }
+    }
+
+    fn write_metadata(&mut self, v: usize, offset: u64, bytes: Vec<u8>) {
+        let volume = self.volumes[v].number;
+        let io = self.new_metadata_io(v);
+        self.effect(Effect::MetadataWrite {
+            volume,
+            io,
+            offset,
+            bytes,
+        });
     }
 
     fn new_metadata_io(&mut self, v: usize) -> crate::api::IoId {

@@ -31,8 +31,9 @@ pub struct VolumeStatus {
     pub number: VolumeNumber,
     /// The local disk.
     pub disk: DiskState,
-    /// Fencing is wanted, and the disk was not compared with a peer's since it was attached.
-    pub unconfirmed: bool,
+    /// The local disk as peers and people are told of it: with fencing, data that were not compared with a peer's since they were attached
+    /// are Consistent, since newer ones may exist.
+    pub told_disk: DiskState,
     /// Size that clients see, in bytes.
     pub size: u64,
     /// Clients that have it open.
@@ -98,7 +99,7 @@ impl<P: Payload> Engine<P> {
             .map(|(v, volume)| VolumeStatus {
                 number: volume.number,
                 disk: volume.disk,
-                unconfirmed: volume.unconfirmed,
+                told_disk: self.told_disk(v),
                 size: volume.size,
                 openers: volume.openers,
                 identifiers: volume

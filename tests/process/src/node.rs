@@ -268,6 +268,17 @@ impl Node {
         })
     }
 
+    /// Waits until this node knows that it is not connected.
+    ///
+    /// # Panics
+    /// If that does not come.
+    #[track_caller]
+    pub fn wait_disconnected(&self, limit: Duration) -> Status {
+        self.wait_status("not connected", limit, |status| {
+            status.connection_state() != "Connected"
+        })
+    }
+
     /// Waits until both nodes are connected and UpToDate.
     ///
     /// # Panics

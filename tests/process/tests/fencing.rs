@@ -7,6 +7,7 @@ use qrbd_process_tests::configuration::Options;
 use qrbd_process_tests::load::{self, Load};
 use qrbd_process_tests::pair::{Pair, PairOptions, SYNC_LIMIT};
 use qrbd_process_tests::wait;
+use tempfile::TempDir;
 
 /// For a cut link to be noticed and a handler to be called.
 const NOTICE_LIMIT: Duration = Duration::from_secs(20);
@@ -18,15 +19,14 @@ struct Fenced {
     called: PathBuf,
     verdict: PathBuf,
     unfenced: PathBuf,
+    /// Where they are; behind the daemons, which go first.
+    _directory: TempDir,
 }
 
 fn fenced(policy: &str) -> Fenced {
-    let directory = tempfile::tempdir().expect("a directory can be made").keep();
-    let (called, verdict, unfenced) = (
-        directory.join("called"),
-        directory.join("verdict"),
-        directory.join("unfenced"),
-    );
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let [called, verdict, unfenced] =
+        ["called", "verdict", "unfenced"].map(|name| directory.path().join(name));
     let more = format!(
         "handlers {{\n fence-peer \"env > {c}.new; mv {c}.new {c}; while ! test -e {v}; do sleep 0.05; done; exit $(cat {v})\";\n \
          unfence-peer \"touch {u}\";\n }}",
@@ -48,6 +48,7 @@ fn fenced(policy: &str) -> Fenced {
         called,
         verdict,
         unfenced,
+        _directory: directory,
     }
 }
 
@@ -65,24 +66,37 @@ impl Fenced {
     }
 }
 
-impl Drop for Fenced {
-    fn drop(&mut self) {
-        let directory = self.called.parent().expect("it is in a directory");
-        let _ = std::fs::remove_dir_all(directory);
-    }
+/// Load on the Primary for so many seconds, well under way.
+fn start_load(pair: &Pair, seconds: &str) -> Load {
+    let arguments = ["--seconds", seconds, "--flush-every", "20"];
+    let mut load = Load::start(&pair.stage, &pair.alice, "load", &arguments);
+    load.wait_records(100);
+    load
+}
+
+/// Nothing is answered, but for what was on its way. Gives the number of records.
+fn demand_silence(load: &Load) -> u64 {
+    std::thread::sleep(Duration::from_millis(300));
+    let records = load.records();
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(load.records(), records, "answered while I/O is suspended");
+    records
+}
+
+/// The link heals, and everything that was answered is there, on both nodes.
+fn heal_and_verify(pair: &Pair, load: Load) {
+    pair.relay().heal();
+    let journal = load.finish(Duration::from_secs(40));
+    pair.alice.wait_healthy(SYNC_LIMIT);
+    load::verify(&pair.alice, &journal);
+    pair.assert_equal_disks();
 }
 
 #[test]
 fn a_primary_with_stonith_waits_for_the_handler_and_loses_nothing() {
     let fenced = fenced("resource-and-stonith");
     let pair = &fenced.pair;
-    let mut load = Load::start(
-        &pair.stage,
-        &pair.alice,
-        "load",
-        &["--seconds", "12", "--flush-every", "20"],
-    );
-    load.wait_records(200);
+    let mut load = start_load(pair, "12");
     pair.relay().cut_both();
     let environment = fenced.wait_called();
     for line in [
@@ -98,29 +112,17 @@ fn a_primary_with_stonith_waits_for_the_handler_and_loses_nothing() {
     }
     let status = pair.alice.command("status");
     assert!(status.contains("suspended:fencing"), "{status}");
-    // Nothing is answered meanwhile, but for what was on its way.
-    std::thread::sleep(Duration::from_millis(300));
-    let records = load.records();
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(
-        load.records(),
-        records,
-        "answered while the peer was not fenced"
-    );
+    let records = demand_silence(&load);
     fenced.say(4);
     load.wait_records(records + 100);
     let status = pair.alice.status();
     assert_eq!(status.peer_disk(), "Outdated", "{status}");
     // It was called when the two met first.
     std::fs::remove_file(&fenced.unfenced).expect("it was there");
-    pair.relay().heal();
-    let journal = load.finish(Duration::from_secs(40));
-    pair.alice.wait_healthy(SYNC_LIMIT);
+    heal_and_verify(pair, load);
     wait::until("unfence-peer is called", NOTICE_LIMIT, || {
         fenced.unfenced.exists().then_some(())
     });
-    load::verify(&pair.alice, &journal);
-    pair.assert_equal_disks();
 }
 
 #[test]
@@ -128,40 +130,28 @@ fn a_failed_handler_keeps_io_frozen_until_resume_io() {
     let fenced = fenced("resource-and-stonith");
     let pair = &fenced.pair;
     fenced.say(1);
-    let mut load = Load::start(
-        &pair.stage,
-        &pair.alice,
-        "load",
-        &["--seconds", "10", "--flush-every", "20"],
-    );
-    load.wait_records(50);
+    let mut load = start_load(pair, "10");
     pair.relay().cut_both();
     pair.alice.wait_log("fencing-failed", NOTICE_LIMIT);
-    let records = load.records();
     let refused = pair.alice.try_command("secondary");
-    refused.refused(11, &["(-12) Device is held open by someone"]);
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(load.records(), records);
+    refused.refused(
+        11,
+        &[
+            "(-12) Device is held open by someone",
+            "qrbdadm resume-io r0",
+        ],
+    );
+    let records = demand_silence(&load);
     pair.alice.command("resume-io");
     load.wait_records(records + 50);
-    pair.relay().heal();
-    let journal = load.finish(Duration::from_secs(40));
-    pair.alice.wait_healthy(SYNC_LIMIT);
-    load::verify(&pair.alice, &journal);
-    pair.assert_equal_disks();
+    heal_and_verify(pair, load);
 }
 
 #[test]
 fn without_stonith_io_goes_on_while_the_handler_runs() {
     let fenced = fenced("resource-only");
     let pair = &fenced.pair;
-    let mut load = Load::start(
-        &pair.stage,
-        &pair.alice,
-        "load",
-        &["--seconds", "10", "--flush-every", "20"],
-    );
-    load.wait_records(50);
+    let mut load = start_load(pair, "10");
     pair.relay().cut_both();
     fenced.wait_called();
     let records = load.records();
@@ -171,11 +161,7 @@ fn without_stonith_io_goes_on_while_the_handler_runs() {
         .wait_status("the peer counts as Outdated", NOTICE_LIMIT, |status| {
             status.peer_disk() == "Outdated"
         });
-    pair.relay().heal();
-    let journal = load.finish(Duration::from_secs(40));
-    pair.alice.wait_healthy(SYNC_LIMIT);
-    load::verify(&pair.alice, &journal);
-    pair.assert_equal_disks();
+    heal_and_verify(pair, load);
 }
 
 #[test]
@@ -184,10 +170,7 @@ fn a_promotion_without_the_peer_takes_the_handler_and_obeys_it() {
     fenced.pair.alice.command("secondary");
     fenced.pair.alice.kill();
     let pair = &fenced.pair;
-    pair.bob
-        .wait_status("the loss is noticed", NOTICE_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
+    pair.bob.wait_disconnected(NOTICE_LIMIT);
     assert!(
         !fenced.called.exists(),
         "a Secondary that loses its peer fences nobody"
@@ -196,7 +179,10 @@ fn a_promotion_without_the_peer_takes_the_handler_and_obeys_it() {
     let refused = pair.bob.try_command("primary");
     refused.refused(
         11,
-        &["(-7) Refusing to be Primary while peer is not outdated"],
+        &[
+            "(-7) Refusing to be Primary while peer is not outdated",
+            "fence-peer handler failed",
+        ],
     );
     fenced.say(5);
     pair.bob.command("primary");
@@ -212,9 +198,7 @@ fn a_secondary_that_leaves_is_outdated_and_nobody_is_fenced() {
     let pair = &fenced.pair;
     pair.bob.command("disconnect");
     assert_eq!(pair.bob.status().disk(), "Outdated");
-    pair.alice.wait_status("parted", NOTICE_LIMIT, |status| {
-        status.connection_state() != "Connected"
-    });
+    pair.alice.wait_disconnected(NOTICE_LIMIT);
     assert_eq!(pair.alice.status().peer_disk(), "Outdated");
     let journal = load::write(&pair.stage, &pair.alice, "alone", &["--seconds", "1"]);
     pair.bob
@@ -234,19 +218,10 @@ fn a_secondary_that_leaves_is_outdated_and_nobody_is_fenced() {
 #[test]
 fn suspended_io_waits_for_resume_io() {
     let pair = Pair::ready(&PairOptions::default());
-    let mut load = Load::start(
-        &pair.stage,
-        &pair.alice,
-        "load",
-        &["--seconds", "6", "--flush-every", "20"],
-    );
-    load.wait_records(50);
+    let mut load = start_load(&pair, "6");
     pair.alice.command("suspend-io");
     assert!(pair.alice.command("status").contains("suspended:user"));
-    std::thread::sleep(Duration::from_millis(300));
-    let records = load.records();
-    std::thread::sleep(Duration::from_millis(700));
-    assert_eq!(load.records(), records);
+    let records = demand_silence(&load);
     pair.alice.command("resume-io");
     load.wait_records(records + 50);
     let journal = load.finish(Duration::from_secs(40));

@@ -261,9 +261,7 @@ fn disconnect_and_connect_by_hand_copy_only_what_was_written_between() {
     let pair = Pair::ready(&PairOptions::default());
     pair.bob.command("disconnect");
     assert_eq!(pair.bob.command("cstate"), "StandAlone\n");
-    pair.alice.wait_status("the peer is gone", SOON, |status| {
-        status.connection_state() != "Connected"
-    });
+    pair.alice.wait_disconnected(SOON);
     let before = pair.alice.status().sent_bytes();
     let journal = load::write(&pair.stage, &pair.alice, "alone", &["--writes", "200"]);
     let alone = pair.alice.status();

@@ -36,14 +36,8 @@ fn a_primary_goes_on_when_the_link_is_cut_and_the_resync_copies_only_what_was_wr
     let mut load = Load::start(&pair.stage, &pair.alice, "load", BOUNDED);
     load.wait_records(200);
     pair.relay().cut_both();
-    pair.alice
-        .wait_status("the cut is noticed", NOTICE_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
-    pair.bob
-        .wait_status("the cut is noticed", NOTICE_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
+    pair.alice.wait_disconnected(NOTICE_LIMIT);
+    pair.bob.wait_disconnected(NOTICE_LIMIT);
     let records = load.records();
     load.wait_records(records + 200);
     let alone = pair.alice.status();
@@ -93,14 +87,8 @@ fn one_way(direction: Direction) {
     let mut load = Load::start(&pair.stage, &pair.alice, "load", BOUNDED);
     load.wait_records(200);
     pair.relay().cut(direction);
-    pair.alice
-        .wait_status("the cut is noticed", NOTICE_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
-    pair.bob
-        .wait_status("the cut is noticed", NOTICE_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
+    pair.alice.wait_disconnected(NOTICE_LIMIT);
+    pair.bob.wait_disconnected(NOTICE_LIMIT);
     let records = load.records();
     load.wait_records(records + 100);
     pair.relay().heal();
@@ -180,10 +168,7 @@ fn a_resync_that_is_interrupted_goes_on_where_it_was() {
         ..with_relay()
     });
     pair.bob.kill();
-    pair.alice
-        .wait_status("the peer is gone", NOTICE_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
+    pair.alice.wait_disconnected(NOTICE_LIMIT);
     let journal = load::write(
         &pair.stage,
         &pair.alice,
@@ -199,10 +184,7 @@ fn a_resync_that_is_interrupted_goes_on_where_it_was() {
         });
     pair.bob.kill();
     pair.relay().delay(Duration::ZERO);
-    pair.alice
-        .wait_status("the peer is gone", NOTICE_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
+    pair.alice.wait_disconnected(NOTICE_LIMIT);
     let interrupted = pair.alice.status();
     let left = interrupted.out_of_sync_bytes();
     pair.bob.start_and_up();
@@ -245,9 +227,7 @@ fn both_nodes_die_and_come_back_with_every_acknowledged_write() {
 fn split(pair: &Pair) -> [std::path::PathBuf; 2] {
     pair.relay().cut_both();
     for node in [&pair.alice, &pair.bob] {
-        node.wait_status("the cut is noticed", NOTICE_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
+        node.wait_disconnected(NOTICE_LIMIT);
     }
     pair.bob.promote(PROMOTION_LIMIT);
     let write = |node, name, seed| {
@@ -274,10 +254,7 @@ fn a_split_brain_is_detected_kept_and_resolved_by_discarding_one_side() {
     pair.bob.wait_status("StandAlone", SYNC_LIMIT, |status| {
         status.connection_state() == "StandAlone"
     });
-    pair.alice
-        .wait_status("no connection", SYNC_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
+    pair.alice.wait_disconnected(SYNC_LIMIT);
     let logs = format!("{}{}", pair.alice.log(), pair.bob.log());
     assert!(
         logs.to_lowercase().contains("split-brain") || logs.to_lowercase().contains("split brain"),
@@ -321,10 +298,7 @@ fn a_split_brain_resync_copies_only_what_either_side_wrote() {
         ..with_relay()
     });
     let [_, of_bob] = split(&pair);
-    pair.alice
-        .wait_status("no connection", SYNC_LIMIT, |status| {
-            status.connection_state() != "Connected"
-        });
+    pair.alice.wait_disconnected(SYNC_LIMIT);
     pair.bob.wait_status("StandAlone", SYNC_LIMIT, |status| {
         status.connection_state() == "StandAlone"
     });

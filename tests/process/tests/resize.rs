@@ -98,9 +98,7 @@ fn refusals_name_the_node_and_the_remedy_in_drbd_s_numbers() {
         .try_command("resize --size 1M")
         .refused(10, &["(111)", "none is made smaller"]);
     pair.bob.stop();
-    pair.alice.wait_status("alone", SYNC_LIMIT, |status| {
-        status.connection_state() != "Connected"
-    });
+    pair.alice.wait_disconnected(SYNC_LIMIT);
     pair.alice
         .try_command("resize")
         .refused(11, &["(-15)", "not connected", "connect it"]);

@@ -10,7 +10,7 @@ use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange, VolumeNumber};
 use qrbd_engine::wire::message::Protocol;
 use qrbd_simulator::disk::View;
 use qrbd_simulator::queue::{MILLISECOND, SECOND};
-use qrbd_simulator::scenario::{Scenario, block, extent};
+use qrbd_simulator::scenario::{Request, Scenario, block, extent};
 use qrbd_simulator::settings::{Beginning, Settings};
 use qrbd_simulator::world::{node_id, volume_number};
 
@@ -1221,14 +1221,20 @@ fn stonith() -> Scenario {
     Scenario::serving_with(settings)
 }
 
-#[test]
-fn frozen_primary_answers_nothing_until_its_peer_is_fenced() {
-    let mut scenario = stonith();
+/// Cuts the link under a write of the Primary, which notices and waits.
+fn frozen_write(scenario: &mut Scenario) -> Request {
     scenario.partition();
     let write = scenario.write(0, block(3));
     scenario.until("the Primary waits", |world| {
         world.nodes[0].live_view().is_some_and(|view| view.frozen)
     });
+    write
+}
+
+#[test]
+fn frozen_primary_answers_nothing_until_its_peer_is_fenced() {
+    let mut scenario = stonith();
+    let write = frozen_write(&mut scenario);
     assert!(!scenario.is_answered(write));
     scenario.until("the peer is fenced", |world| world.constrained == Some(1));
     scenario.until("the write is answered", |world| world.requests.is_empty());
@@ -1244,11 +1250,7 @@ fn frozen_primary_answers_nothing_until_its_peer_is_fenced() {
 fn primary_that_is_shot_while_frozen_is_no_split_brain() {
     let mut scenario = stonith();
     scenario.world.fencing_fails = true;
-    scenario.partition();
-    let write = scenario.write(0, block(3));
-    scenario.until("the Primary waits", |world| {
-        world.nodes[0].live_view().is_some_and(|view| view.frozen)
-    });
+    let write = frozen_write(&mut scenario);
     assert!(!scenario.is_answered(write));
     scenario.run(2 * SECOND);
     assert!(scenario.saw_rule(0, "fencing-failed"));
@@ -1270,11 +1272,7 @@ fn primary_that_is_shot_while_frozen_is_no_split_brain() {
 fn frozen_primary_goes_on_when_its_peer_comes_back() {
     let mut scenario = stonith();
     scenario.world.fencing_fails = true;
-    scenario.partition();
-    let write = scenario.write(0, block(3));
-    scenario.until("the Primary waits", |world| {
-        world.nodes[0].live_view().is_some_and(|view| view.frozen)
-    });
+    let write = frozen_write(&mut scenario);
     scenario.run(5 * SECOND);
     assert!(!scenario.is_answered(write));
     scenario.heal();

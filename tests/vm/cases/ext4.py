@@ -3,7 +3,7 @@ import time
 
 from harness.node import demand
 
-from .steps import demand_equal_disks, give_up, take_over
+from .steps import demand_equal_disks, give_up, hand_over_lines, take_over
 
 # Without the daemon's setting the kernel sends again what was under way after 30 s. The setting is looked at, not the stall: how long a
 # daemon takes to start is a matter of the machine.
@@ -51,12 +51,7 @@ def killed_daemon_costs_a_mounted_ext4_nothing_but_time(stage):
     one.stop_load()
     stall = one.longest_stall()
     demand_soon_sent_again(one)
-    one.demand_no_kernel_errors()
-    one.until_equal()
-    lines = one.demand_lines(one)
-    give_up(one)
-    take_over(two)
-    two.demand_lines(one)
+    lines = hand_over_lines(one, two)
     stage.swap()
     return f"{lines} fsynced lines there on both nodes, longest stall {stall:.1f} s"
 

@@ -1,7 +1,7 @@
 """Tests that need a pair of their own: a larger disk, systemd as the first process, a kernel without the driver."""
 from harness.node import Node, demand
 
-from .steps import bring_up, demand_equal_disks, give_up, take_over
+from .steps import bring_up, demand_equal_disks, give_up, hand_over_lines, take_over
 
 # mkfs.xfs refuses less than 300 MB.
 XFS_DISK_MIB = 320
@@ -68,12 +68,7 @@ def systemd_keeps_the_sockets_over_a_restart_of_the_unit(stage):
     one.until_load_goes_on("the load goes on after the death of the daemon")
     demand("new sockets" in one.read_host("qrbdd.log"), "after a death of the daemon the device did not get new sockets")
     one.stop_load()
-    one.demand_no_kernel_errors()
-    one.until_equal()
-    lines = one.demand_lines(one)
-    give_up(one)
-    take_over(two)
-    two.demand_lines(one)
+    lines = hand_over_lines(one, two)
     return f"restarted twice, killed once: {lines} fsynced lines there on both nodes, longest stall of the restarts {stall:.1f} s"
 
 

@@ -31,6 +31,17 @@ def take_over(node, command="mount /dev/drbd0 /data"):
     node.run(command)
 
 
+def hand_over_lines(one, two):
+    """Every line that a load had made durable is there, here and after the other node took over. Gives their number."""
+    one.demand_no_kernel_errors()
+    one.until_equal()
+    lines = one.demand_lines(one)
+    give_up(one)
+    take_over(two)
+    two.demand_lines(one)
+    return lines
+
+
 def demand_equal_disks(pair, node):
     """Byte for byte, as far as the volume reaches. Both guests' disks are images here; what a guest wrote to its disk is in them."""
     size = node.area_bytes()
