@@ -1355,3 +1355,20 @@ fn shooting_the_peer_does_not_make_data_current_that_nobody_confirmed() {
     );
     assert_eq!(scenario.world.figures.split_brains, 0);
 }
+
+#[test]
+fn diskless_node_is_not_promoted_on_data_that_its_peer_cannot_vouch_for() {
+    let mut scenario = stonith();
+    scenario.power_loss(1);
+    scenario.write_now(0, block(3));
+    scenario.demote(0).unwrap();
+    scenario.detach(0).unwrap();
+    scenario.restart(1);
+    scenario.until("they are connected", |world| {
+        world.nodes[0].connected(1) && world.nodes[1].connected(0)
+    });
+    assert_eq!(scenario.promote(0), Err(Refusal::NoUpToDateDisk));
+    scenario.attach(0);
+    scenario.wait_in_sync();
+    scenario.promote(0).unwrap();
+}
