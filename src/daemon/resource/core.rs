@@ -238,6 +238,11 @@ impl Core {
         self.sent && self.reactor.outstanding() <= FEW_OPERATIONS
     }
 
+    /// How much somebody waits for: clients' requests, operations at the disks.
+    pub(super) fn under_way(&self) -> usize {
+        self.clients.len().max(self.reactor.outstanding())
+    }
+
     /// True once after the role changed.
     pub(super) fn take_role_change(&mut self) -> bool {
         std::mem::take(&mut self.role_changed)

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ pub(crate) use self::core::Core;
 pub(crate) use network::KeySource;
 
 use crate::attach::Attached;
+use crate::busy_wait::{self, BusyWait, Waits};
 use crate::clock::Clock;
 use crate::handlers::Handlers;
 use crate::payload::EnginePayload;
@@ -126,11 +128,12 @@ impl Shared {
     }
 
     /// The future that drives the resource until [`Shared::stop`].
-    pub(crate) fn owner(self: &Rc<Self>) -> Owner {
+    pub(crate) fn owner(self: &Rc<Self>, busy_wait: Arc<BusyWait>) -> Owner {
         Owner {
             shared: Rc::clone(self),
             timer: None,
             late_flush: false,
+            waits: Waits::new(busy_wait),
         }
     }
 
@@ -368,6 +371,7 @@ pub(crate) struct Owner {
     timer: Option<Pin<Box<Sleep>>>,
     /// The disks are to be flushed after the network's tasks ran.
     late_flush: bool,
+    waits: Waits,
 }
 
 impl Future for Owner {
@@ -381,6 +385,7 @@ impl Future for Owner {
         }
         let mut core = shared.core.borrow_mut();
         core.stop_waiting_for_disks();
+        busy_wait::something_happens();
         if std::mem::take(&mut this.late_flush) {
             core.flush_disks();
         }
@@ -393,6 +398,7 @@ impl Future for Owner {
                 shared.close_clients();
             }
             if worked {
+                this.waits.worked(core.under_way());
                 continue;
             }
             if core.network_goes_first() {
@@ -404,6 +410,7 @@ impl Future for Owner {
             if core.poll_disk(context).is_ready() {
                 continue;
             }
+            this.waits.idle(core.under_way());
             let Some(deadline) = core.deadline() else {
                 return Poll::Pending;
             };
