@@ -322,7 +322,7 @@ impl Pair {
             | Effect::Handler { .. }
             | Effect::FencePeer { .. }
             | Effect::MeasureDisk { .. }
-            | Effect::DiskKnown { .. }
+            | Effect::RememberDisk { .. }
             | Effect::Notice(_) => {}
         }
     }

@@ -349,7 +349,7 @@ impl Core {
                 );
             }
             Effect::MeasureDisk { volume, io } => self.disks.measure(volume, io),
-            Effect::DiskKnown { volume, known } => self.disks.remember(volume, known),
+            Effect::RememberDisk { volume, io, known } => self.disks.remember(volume, io, known),
             Effect::Send {
                 peer,
                 session,

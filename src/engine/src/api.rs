@@ -289,6 +289,13 @@ pub enum Event<P> {
         /// The sizes now.
         result: Result<DiskSizes, IoError>,
     },
+    /// The answer to [`Effect::RememberDisk`].
+    DiskRemembered {
+        /// Which operation.
+        io: IoId,
+        /// Whether it is remembered durably.
+        result: Result<(), IoError>,
+    },
     /// An authenticated connection stands. The shell reports the loss of an older session of this peer first.
     PeerConnected {
         /// Who.
@@ -416,11 +423,14 @@ pub enum Effect<P> {
         /// The engine's handle.
         io: IoId,
     },
-    /// The metadata are found by this from now on, also when the device grows while nobody looks.
-    DiskKnown {
+    /// Remember durably, outside of the disk, by what its metadata are found from now on, also when the device grows while nobody
+    /// looks. Answer with [`Event::DiskRemembered`].
+    RememberDisk {
         /// Which volume.
         volume: VolumeNumber,
-        /// What to remember.
+        /// The engine's handle.
+        io: IoId,
+        /// What to remember, in place of what was remembered before.
         known: KnownDevice,
     },
     /// Send a message on its lane.

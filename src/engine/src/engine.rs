@@ -133,6 +133,12 @@ impl<P: Payload> Engine<P> {
                     self.finish_detach(v);
                 }
             }
+            Event::DiskRemembered { io, result } => {
+                if let Some((v, _)) = self.take_io(io) {
+                    self.disk_remembered(v, result);
+                    self.finish_detach(v);
+                }
+            }
             Event::PeerConnected { peer, session } => self.peer_connected(peer, session),
             Event::PeerLost {
                 peer,

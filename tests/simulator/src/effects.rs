@@ -260,9 +260,8 @@ impl World {
                 self.disk_job(node, volume, io, Job::MetadataFlush)
             }
             Effect::MeasureDisk { volume, io } => self.disk_job(node, volume, io, Job::Measure),
-            Effect::DiskKnown { volume, known } => {
-                let disk = &mut self.nodes[node].volumes[usize::from(volume.0)].disk;
-                disk.remember(known);
+            Effect::RememberDisk { volume, io, known } => {
+                self.disk_job(node, volume, io, Job::Remember(known));
             }
             Effect::Send {
                 peer,

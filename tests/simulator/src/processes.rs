@@ -209,11 +209,6 @@ impl World {
             }
         };
         self.check_loaded(node, volume, &image);
-        let known = KnownDevice {
-            device_uuid: image.superblock.device_uuid,
-            device_bytes: image.superblock.device_bytes,
-        };
-        self.nodes[node].volumes[volume].disk.remember(known);
         let (_, steps) = image.start_log_steps(self.settings.volumes[volume].al_extents);
         let attaching = Attaching {
             image,
@@ -242,6 +237,8 @@ impl World {
         let Some(step) = attaching.steps.pop_front() else {
             let attaching = state.attaching.take().expect("it was there");
             state.attached = true;
+            let known = KnownDevice::of(&attaching.image.superblock);
+            state.disk.remember(known);
             let command = Command::Attach {
                 volume: volume_number(volume),
                 image: Box::new(attaching.image),

@@ -427,10 +427,7 @@ impl World {
                 disk.found_metadata(offset, &bytes);
             }
         }
-        disk.remember(KnownDevice {
-            device_uuid: image.superblock.device_uuid,
-            device_bytes,
-        });
+        disk.remember(KnownDevice::of(&image.superblock));
         let mut found = BTreeMap::new();
         if self.settings.beginning == Beginning::ForcePrimary {
             for _ in 0..100 {

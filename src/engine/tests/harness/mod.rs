@@ -54,6 +54,8 @@ pub struct Node {
     pub disk: Rc<RefCell<Vec<u8>>>,
     /// What the shell remembers of the disk.
     pub known: Option<KnownDevice>,
+    /// Nothing can be remembered.
+    pub forgetful: bool,
     pub completions: BTreeMap<u64, Result<Option<Bytes>, ClientError>>,
     pub commands: BTreeMap<u64, Result<(), Refusal>>,
     pub wants: bool,
@@ -157,6 +159,7 @@ impl Pair {
             engine: Engine::new(config(index, configure), Time(0)),
             disk: fresh_disk(index),
             known: None,
+            forgetful: false,
             completions: BTreeMap::new(),
             commands: BTreeMap::new(),
             wants: false,
@@ -407,7 +410,16 @@ impl Pair {
                 let event = Event::DiskMeasured { io, result };
                 node.answer(self.now, None, event);
             }
-            Effect::DiskKnown { known, .. } => node.known = Some(known),
+            Effect::RememberDisk { io, known, .. } => {
+                let result = if node.forgetful {
+                    Err(IoError::Failed)
+                } else {
+                    node.known = Some(known);
+                    Ok(())
+                };
+                let event = Event::DiskRemembered { io, result };
+                node.answer(self.now, None, event);
+            }
             Effect::Detached { .. } => node.detached = true,
             Effect::Handler { .. } | Effect::FencePeer { .. } => {}
             Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
@@ -508,10 +520,7 @@ impl Pair {
     pub fn attach_command(&mut self, node: usize) -> Command {
         self.nodes[node].detached = false;
         let image = load(&self.nodes[node].disk, self.nodes[node].known);
-        self.nodes[node].known = Some(KnownDevice {
-            device_uuid: image.superblock.device_uuid,
-            device_bytes: image.superblock.device_bytes,
-        });
+        self.nodes[node].known = Some(KnownDevice::of(&image.superblock));
         let image = Box::new(image);
         Command::Attach {
             volume: VOLUME,
@@ -566,6 +575,8 @@ impl Pair {
         old.engine = engine;
         old.wants = false;
         old.rules.clear();
+        old.freeze.clear();
+        old.frozen.clear();
         self.run();
     }
 
