@@ -321,6 +321,7 @@ impl Pair {
             Effect::Detached { .. }
             | Effect::Handler { .. }
             | Effect::FencePeer { .. }
+            | Effect::AskHandler { .. }
             | Effect::MeasureDisk { .. }
             | Effect::RememberDisk { .. }
             | Effect::Notice(_) => {}

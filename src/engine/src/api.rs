@@ -45,6 +45,10 @@ pub struct CommandId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct FenceId(pub u64);
 
+/// Handle of a call of another handler whose answer counts, chosen by the engine, never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct HandlerId(pub u64);
+
 /// What the `fence-peer` handler found out or brought about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FenceAnswer {
@@ -339,6 +343,13 @@ pub enum Event<P> {
         /// What it says.
         answer: FenceAnswer,
     },
+    /// The handler that [`Effect::AskHandler`] asked for ended. Reported once for each call.
+    HandlerAnswered {
+        /// Which call.
+        id: HandlerId,
+        /// Its exit code; `None` if it did not end by itself.
+        exit_code: Option<i32>,
+    },
     /// The number of clients that have the volume open changed.
     Openers {
         /// Which volume.
@@ -486,6 +497,17 @@ pub enum Effect<P> {
         peer: Option<NodeId>,
         /// For which volume, where it concerns one.
         volume: Option<VolumeNumber>,
+    },
+    /// Call the handler, which the configuration of the peer says there is; answer with [`Event::HandlerAnswered`].
+    AskHandler {
+        /// The engine's handle.
+        id: HandlerId,
+        /// DRBD's name of the handler.
+        name: &'static str,
+        /// For which peer.
+        peer: NodeId,
+        /// For which volume.
+        volume: VolumeNumber,
     },
     /// Have the peer fenced (handler `fence-peer`); answer with [`Event::PeerFenced`], also if there is no handler.
     FencePeer {

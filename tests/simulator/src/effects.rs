@@ -291,6 +291,7 @@ impl World {
                 });
                 self.handler_called(node, name);
             }
+            Effect::AskHandler { id, name, .. } => self.handler_asked(node, name, id),
             Effect::FencePeer { peer, id } => self.fence_called(node, usize::from(peer.0), id),
             Effect::Notice(notice) => self.notice(node, &notice),
         }

@@ -66,6 +66,9 @@ impl World {
             peer.ko_count = 3;
             peer.max_in_flight_bytes = 1 << 20;
             peer.resync_window_bytes = 1 << 20;
+            let patience = self.settings.asked_before_resync.map(|_| 60_000);
+            peer.before_resync_target = patience;
+            peer.before_resync_source = patience;
             config.peers.push(peer);
         }
         let engine = Engine::new(config, Time(self.now / MILLISECOND));
