@@ -27,6 +27,14 @@ const QUEUE: usize = 64;
 /// Bytes of one handler's output that are logged.
 const OUTPUT_BYTES: u64 = 64 << 10;
 
+/// How long a handler may take by `cmd-timeout-long`; DRBD's 0 is no limit.
+pub(crate) fn time_limit(seconds: u32) -> Duration {
+    match seconds {
+        0 => Duration::MAX,
+        seconds => Duration::from_secs(u64::from(seconds)),
+    }
+}
+
 /// One call.
 #[derive(Clone, Debug)]
 pub(crate) struct HandlerCall {
@@ -305,5 +313,32 @@ async fn log_lines(resource: &str, name: &str, stream: Option<impl AsyncRead + U
             "{resource}: handler {name}: {}",
             String::from_utf8_lossy(&line).escape_debug()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(command: &str, seconds: u32) -> Option<i32> {
+        let call = HandlerCall {
+            resource: "r0".to_owned(),
+            name: "split-brain",
+            command: command.to_owned(),
+            timeout: time_limit(seconds),
+            environment: BTreeMap::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let status = runtime.block_on(run(&call, "/dev/null"));
+        status.and_then(|status| status.code())
+    }
+
+    #[test]
+    fn a_handler_is_killed_at_its_limit_and_zero_is_none() {
+        assert_eq!(ends("sleep 600", 1), None);
+        assert_eq!(ends("sleep 0.2; exit 3", 0), Some(3));
     }
 }
