@@ -19,7 +19,7 @@ use tracing::warn;
 
 use crate::busy_wait::BusyWait;
 use crate::clock::Clock;
-use crate::handlers::Handlers;
+use crate::handlers::{self, Handlers};
 use crate::kernel::KernelDevices;
 use crate::plan::ResourcePlan;
 use crate::resource::{KeySource, Shared};
@@ -99,7 +99,7 @@ impl Daemon {
     /// # Errors
     /// The configuration's errors that concern it, with their places.
     pub(crate) fn plan(&self, loaded: &Loaded, name: &str) -> Result<ResourcePlan, Refusal> {
-        let timeout = Duration::from_secs(u64::from(loaded.global.cmd_timeout_long_s));
+        let timeout = handlers::time_limit(loaded.global.cmd_timeout_long_s);
         if let Some(resource) = loaded.resource(name) {
             return ResourcePlan::of(resource, timeout).ok_or_else(|| {
                 let text = format!(

@@ -23,7 +23,7 @@ use std::time::Duration;
 use qrbd_control::generations::GenerationReport;
 use qrbd_control::status::ResourceStatus;
 use qrbd_disk::{Pool, UringReactor};
-use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, Notice};
+use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, HandlerId, Notice};
 use qrbd_engine::state::Refusal;
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, VolumeNumber};
@@ -67,6 +67,11 @@ pub(crate) enum Incoming {
         peer: NodeId,
         id: FenceId,
         answer: FenceAnswer,
+    },
+    /// Another handler ended whose answer the engine waits for.
+    HandlerAnswered {
+        id: HandlerId,
+        exit_code: Option<i32>,
     },
     /// An administrator's command.
     Command {
