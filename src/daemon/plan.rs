@@ -191,6 +191,11 @@ impl PeerPlan {
         Duration::from_millis(self.net.connect_int_ms)
     }
 
+    /// True if a write of a client waits for the other node.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.net.protocol != qrbd_config::Protocol::A
+    }
+
     /// The engine's configuration.
     pub(crate) fn engine(&self) -> PeerConfig {
         let net = &self.net;

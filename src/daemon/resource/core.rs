@@ -56,7 +56,7 @@ pub(crate) struct Core {
     incoming: Vec<Incoming>,
     completions: Vec<Completion>,
     role_changed: bool,
-    /// Something was given to the network since the disks were flushed last.
+    /// Something that somebody waits for was given to the network since the disks were flushed last.
     sent: bool,
     /// How often this node agreed that another one becomes Primary, since the daemon was started.
     agreements: u64,
@@ -232,6 +232,12 @@ impl Core {
         self.reactor.stop_waiting();
     }
 
+    /// True if clients wait for what this node and the peer tell one another: not under protocol A.
+    fn is_waited_for(&self, peer: NodeId) -> bool {
+        let of_peer = self.plan.peers.iter().find(|plan| plan.node_id == peer);
+        of_peer.is_none_or(PeerPlan::is_waited_for)
+    }
+
     /// True if the disks should wait until the network has sent: what goes to a peer has the longer way, and the kernel takes its time
     /// to accept an operation. Not so with more to do: then the disks work while the network encrypts.
     pub(super) fn network_goes_first(&self) -> bool {
@@ -361,7 +367,7 @@ impl Core {
                 session,
                 message,
             } => {
-                self.sent = true;
+                self.sent |= self.is_waited_for(peer);
                 if let Message::PromoteReply { refusal: 0, .. } = message {
                     self.agreements += 1;
                 }
