@@ -215,6 +215,8 @@ impl KernelDevices {
             .map(|peer| peer.node_id.0)
             .collect();
         for device in self.devices_of(resource) {
+            // From here on nothing more is taken from the kernel.
+            let stopped = SystemTime::now();
             let sockets = device.keep().await;
             device.cut();
             self.devices.borrow_mut().remove(&device.key);
@@ -233,13 +235,12 @@ impl KernelDevices {
                 continue;
             }
             info!(
-                "{}: {} waits for the next qrbdd",
+                "{}: {} waits for the next qrbdd; what was under way is answered, after {:.3} s",
                 device.export,
-                path.display()
+                path.display(),
+                stopped.elapsed().unwrap_or_default().as_secs_f64()
             );
-            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-            let moment = since_epoch.map_or(0, |time| time.as_nanos());
-            let name = format!("nbd{}.{moment:x}", device.wanted.index);
+            let name = handed_name(device.wanted.index, stopped);
             let handed = Some(HandedOver {
                 name: name.clone(),
                 count: sockets.len(),
@@ -271,6 +272,7 @@ impl KernelDevices {
             };
             self.remembered.set_device(&device.key, spent);
         }
+        let stood_still = handed.as_ref().and_then(|handed| since(&handed.name));
         let sockets = handed.map_or_else(Vec::new, |handed| {
             self.inherited_under(&handed.name, handed.count)
         });
@@ -289,12 +291,16 @@ impl KernelDevices {
                 .await?
                 .map_err(|error| error.to_string())?;
         } else {
-            info!(
-                "{}: {} goes on with the sockets that were kept for it",
-                device.export,
-                path.display()
-            );
             device.serve(self, sockets);
+            info!(
+                "{}: {} goes on with the sockets that were kept for it, {}",
+                device.export,
+                path.display(),
+                match stood_still {
+                    Some(time) => format!("after {:.3} s", time.as_secs_f64()),
+                    None => "after a while".to_owned(),
+                }
+            );
         }
         self.helper(move || {
             let mut told = blocking::set_up(&places, &wanted);
@@ -355,6 +361,20 @@ impl KernelDevices {
     }
 }
 
+/// The name of a device's sockets: one of its own for each time, which also tells since when nothing is taken from them.
+fn handed_name(index: u32, stopped: SystemTime) -> String {
+    let since_epoch = stopped.duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("nbd{index}.{:x}", since_epoch.as_nanos())
+}
+
+/// How long a device has stood still whose sockets have this name. `None` if the clock was set meanwhile.
+fn since(name: &str) -> Option<Duration> {
+    let (_, moment) = name.split_once('.')?;
+    let nanoseconds = u64::from_str_radix(moment, 16).ok()?;
+    let stopped = UNIX_EPOCH + Duration::from_nanos(nanoseconds);
+    stopped.elapsed().ok()
+}
+
 /// True for the states in which a peer's data replace this node's.
 fn takes_data(state: ReplicationState) -> bool {
     matches!(
@@ -366,4 +386,22 @@ fn takes_data(state: ReplicationState) -> bool {
             | ReplicationState::PausedSyncT
             | ReplicationState::Behind
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_sockets_tells_how_long_nobody_has_read_from_them() {
+        let stopped = SystemTime::now() - Duration::from_millis(1500);
+        let name = handed_name(3, stopped);
+        assert!(name.starts_with("nbd3."), "{name}");
+        assert!(since(&name).unwrap() >= Duration::from_millis(1500));
+        // A clock that was set back, and names of somebody else.
+        let ahead = handed_name(3, SystemTime::now() + Duration::from_secs(3600));
+        assert_eq!(since(&ahead), None);
+        assert_eq!(since("nbd3"), None);
+        assert_eq!(since("nbd3.x"), None);
+    }
 }
