@@ -164,7 +164,7 @@ def ext4_grows_under_load_and_stays_grown(stage):
     demand_equal_disks(stage.pair, two)
     two.promote()
     two.demand_clean_ext4()
-    two.run("mount /dev/drbd0 /data && rm /data/ballast /data/more")
+    two.run("mount /dev/drbd0 /data && rm /data/ballast.* /data/more")
     stage.swap()
     return f"{size >> 20} MiB on both nodes and after the death of the daemon, {lines} fsynced lines there, disks equal, e2fsck clean"
 

@@ -32,10 +32,11 @@ def xfs_under_load_grows_and_is_handed_over_and_back(stage):
         take_over(there, "mount -t xfs /dev/drbd0 /data")
         lines = there.demand_lines(here)
         if size is None:
-            # The first hand-over was of the volume as it was made, the second is of one that grew under load.
-            fill(there)
+            # The first hand-over was of the volume as it was made, the second is of one that grew under load, twice.
             there.start_load()
-            size = grow_under_load(pair, there, "xfs_growfs /data")
+            for dies in (False, True):
+                fill(there)
+                size = grow_under_load(pair, there, "xfs_growfs /data", dies)
             write_more(there)
             there.stop_load()
     demand(device_bytes(one) == size, f"the device has {size} bytes on {two.name}, {device_bytes(one)} on {one.name}")

@@ -69,16 +69,24 @@ def fill(node):
     """Room for the load and little more is left in the file system."""
     free = free_mib(node)
     if free > LEFT_MIB:
-        node.run(f"fallocate -l {free - LEFT_MIB}M /data/ballast && sync")
+        node.run(f"fallocate -l {free - LEFT_MIB}M /data/ballast.{free} && sync")
 
 
-def grow_under_load(pair, one, grow_file_system):
-    """docs/resizing.md, word for word, on the node that has a file system mounted under load. Gives the new size of the device in bytes."""
+def grow_under_load(pair, one, grow_file_system, dies=False):
+    """docs/resizing.md, word for word, on the node that has a file system mounted under load. With `dies` the daemon is killed as soon as
+    the volume has grown: most likely before the device has. Gives the new size of the device in bytes."""
     before, free = device_bytes(one), free_mib(one)
     demand(free < WRITTEN_MIB, f"{free} MiB are free: that there is more would not be noticed")
     pair.grow_disks(ADDED_MIB)
     demand(device_bytes(one) == before, "the device grew before the volume did")
-    one.run("qrbdadm resize r0")
+    if dies:
+        one.run("qrbdadm resize r0 && kill -9 $(cat /run/daemon.pid)")
+        one.kill_daemon()
+        one.start_daemon()
+        one.until("the device goes on", "[ \"$(qrbdadm role r0)\" = Primary ]")
+        one.until_connected()
+    else:
+        one.run("qrbdadm resize r0")
     one.run("qrbdadm wait-sync r0", 300)
     one.until("the device has grown", f"[ $(blockdev --getsize64 /dev/nbd0) -gt {before} ]")
     # Its metadata are a little larger than before.

@@ -95,7 +95,7 @@ class Node:
         self.run("modprobe nbd && systemctl start qrbd")
 
     def kill_daemon(self):
-        self.run('kill -9 $(cat /run/daemon.pid); while kill -0 $(cat /run/daemon.pid) 2>/dev/null; do usleep 10000; done')
+        self.run('kill -9 $(cat /run/daemon.pid) 2>/dev/null; while kill -0 $(cat /run/daemon.pid) 2>/dev/null; do usleep 10000; done')
 
     def status(self):
         text = self.run("qrbdadm status --json r0")
