@@ -21,10 +21,12 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::blocking::{self, Found};
-use super::device::{Device, pairs};
+use super::device::{Device, Ended, pairs};
 use super::remembered::{HandedOver, Key, RememberedDevice};
 use super::{Handed, KernelDevices, SOCKETS, Unchanged, listed};
+use crate::front::Departure;
 use crate::resource::Shared;
+use crate::service_manager;
 
 /// How long a comparison with a peer may take after a promotion.
 const COMPARISON_PATIENCE: Duration = Duration::from_secs(5);
@@ -203,9 +205,9 @@ impl KernelDevices {
         }
     }
 
-    /// The resource stops although its devices are in use: they wait for the next daemon. When this returns, no session is left that could
-    /// answer with an error.
-    pub(crate) async fn keep(&self, shared: &Shared) {
+    /// The resource stops although its devices are in use: they wait for the next daemon. With `goes_on`, that is this process. When this
+    /// returns, no session is left that could answer with an error.
+    pub(crate) async fn keep(&self, shared: &Shared, goes_on: bool) {
         let resource = &*shared.name;
         let peers: Vec<u8> = shared
             .status()
@@ -214,10 +216,14 @@ impl KernelDevices {
             .filter(|peer| peer.connection == ConnectionState::Connected)
             .map(|peer| peer.node_id.0)
             .collect();
+        let departure = match goes_on || service_manager::is_there() {
+            true => Departure::HandOver,
+            false => Departure::Close,
+        };
         for device in self.devices_of(resource) {
             // From here on nothing more is taken from the kernel.
             let stopped = SystemTime::now();
-            let sockets = device.keep().await;
+            let ended = device.end(departure).await;
             device.cut();
             self.devices.borrow_mut().remove(&device.key);
             let path = self.places.device(device.wanted.index);
@@ -226,7 +232,7 @@ impl KernelDevices {
             let Some(remembered) = self.remembered.device(&device.key) else {
                 continue;
             };
-            if sockets.is_empty() {
+            if let Ended::Cut = ended {
                 warn!(
                     "{}: {}: requests under way are sent again to the next qrbdd",
                     device.export,
@@ -240,6 +246,9 @@ impl KernelDevices {
                 path.display(),
                 stopped.elapsed().unwrap_or_default().as_secs_f64()
             );
+            let Ended::Kept(sockets) = ended else {
+                continue;
+            };
             let name = handed_name(device.wanted.index, stopped);
             let handed = Some(HandedOver {
                 name: name.clone(),
