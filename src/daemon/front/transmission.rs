@@ -9,9 +9,8 @@
 //! - the connection is handed over: requests that have begun are read to their end and answered, and no byte of the next one is taken, so
 //!   that another process may go on with the same socket;
 //! - the connection is to be closed although the client goes on with another one later: replies are held back until the client, who waits for
-//!   them, sends nothing more; then it is told that nothing more is read, gets all replies at once, and the connection is closed. So
-//!   nothing is lost on the way that the client would have to miss first. If it does not fall silent within
-//!   `Limits::silence_patience`, some of it is;
+//!   them, sends nothing more; then it is told that nothing more is read, gets all replies at once, and the connection is closed. So it
+//!   never believes a request to be under way that is lost, unless it does not fall silent within `Limits::silence_patience`;
 //! - the connection breaks: replies go nowhere, what is in flight is awaited, since the volume is in use until then.
 
 use std::cell::Cell;
@@ -72,6 +71,14 @@ pub enum End {
     Garbage(#[from] TransmissionError),
 }
 
+/// Until the first of both has passed.
+struct Holding {
+    /// The client's silence so far.
+    silence: Pin<Box<Sleep>>,
+    /// The patience with it.
+    patience: Pin<Box<Sleep>>,
+}
+
 /// One session after the handshake. Ready when it is over and nothing of it is in flight.
 pub struct Transmission<S, X> {
     stream: S,
@@ -100,8 +107,8 @@ pub struct Transmission<S, X> {
     leaving: bool,
     /// Tells the client's end of the socket that nothing more is read here. What was sent before is still there.
     stop_receiving: Option<Box<dyn FnOnce()>>,
-    /// Replies are held back until the first of both has passed: the client's silence, and the patience with it.
-    holding: Option<(Pin<Box<Sleep>>, Pin<Box<Sleep>>)>,
+    /// Replies are held back.
+    holding: Option<Holding>,
     /// The client was silent when it was told that nothing more is read.
     silent: bool,
     /// The size of the volume as it is now, for a client that can be told of a change.
@@ -555,10 +562,10 @@ where
                         silence_patience,
                         ..
                     } = self.common.limits;
-                    self.holding = Some((
-                        Box::pin(tokio::time::sleep(silence)),
-                        Box::pin(tokio::time::sleep(silence_patience)),
-                    ));
+                    self.holding = Some(Holding {
+                        silence: Box::pin(tokio::time::sleep(silence)),
+                        patience: Box::pin(tokio::time::sleep(silence_patience)),
+                    });
                 }
             }
             any = true;
@@ -578,7 +585,7 @@ where
     /// Replies are held back no longer when the client waits for them, or has had its time.
     fn poll_silence(&mut self, context: &mut Context<'_>) -> bool {
         let idle = self.in_flight.is_empty() && self.is_between_requests();
-        let Some((silence, patience)) = &mut self.holding else {
+        let Some(Holding { silence, patience }) = &mut self.holding else {
             return false;
         };
         if !idle || self.read_now > 0 {

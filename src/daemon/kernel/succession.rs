@@ -289,7 +289,7 @@ impl KernelDevices {
         let path = places.device(wanted.index);
         if sockets.is_empty() {
             info!(
-                "{}: {} gets new sockets: what was under way is sent again",
+                "{}: {} gets new sockets: what was not answered is sent again",
                 device.export,
                 path.display()
             );
