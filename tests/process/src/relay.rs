@@ -60,8 +60,7 @@ impl Relay {
     #[must_use]
     pub fn new(left: SocketAddr, right: SocketAddr) -> Relay {
         let socket = || {
-            let address = stage::address();
-            let socket = UdpSocket::bind(address).expect("a free address can be bound");
+            let (socket, address) = stage::socket();
             socket
                 .set_read_timeout(Some(LOOK))
                 .expect("a time limit can be set");

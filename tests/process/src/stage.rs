@@ -111,6 +111,16 @@ fn show_logs(directory: &Path) {
 /// If no address is free.
 #[must_use]
 pub fn address() -> SocketAddr {
+    socket().1
+}
+
+/// A socket at such an address. Whoever needs the socket itself must not bind the address again: a child process that another thread is
+/// starting has the first socket open for a moment longer.
+///
+/// # Panics
+/// If no address is free.
+#[must_use]
+pub fn socket() -> (UdpSocket, SocketAddr) {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     for _ in 0..10_000 {
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -121,8 +131,8 @@ pub fn address() -> SocketAddr {
             continue;
         }
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, high, middle, low)), PORT);
-        if UdpSocket::bind(address).is_ok() {
-            return address;
+        if let Ok(socket) = UdpSocket::bind(address) {
+            return (socket, address);
         }
     }
     panic!("no free loopback address");
