@@ -321,8 +321,9 @@ impl Pair {
             Effect::Detached { .. }
             | Effect::Handler { .. }
             | Effect::FencePeer { .. }
+            | Effect::AskHandler { .. }
             | Effect::MeasureDisk { .. }
-            | Effect::DiskKnown { .. }
+            | Effect::RememberDisk { .. }
             | Effect::Notice(_) => {}
         }
     }

@@ -63,6 +63,16 @@ pub struct Arguments {
         value_parser = clap::value_parser!(u32).range(1..=31_536_000)
     )]
     pub dead_connection_timeout: u32,
+    /// How long the daemon looks again for what a client or the peer waits for before it sleeps, in microseconds; it does so only while
+    /// waits are short and little is under way, and on more than one processor. 0: never.
+    #[arg(
+        long,
+        value_name = "MICROSECONDS",
+        env = "QRBD_BUSY_WAIT",
+        default_value_t = 200,
+        value_parser = clap::value_parser!(u32).range(..=10_000)
+    )]
+    pub busy_wait: u32,
     /// Stay in the foreground: the daemon always does, the option is there for init scripts.
     #[arg(long)]
     pub foreground: bool,

@@ -3,6 +3,7 @@
 //! Runs on a helper thread, since all of it blocks. Invariant: when it returns, everything it wrote is durable, so the engine may
 //! begin with the image as it is. Refusals carry DRBD's numbers and name the path, the field and the remedy.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,6 @@ use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::{self, LoadError, MetadataImage, Step};
 use qrbd_engine::metadata::layout::{LayoutError, Placement};
 use qrbd_engine::metadata::ring;
-use qrbd_engine::metadata::superblock::Superblock;
 use qrbd_engine::units::{NodeId, SECTOR_BYTES};
 use tracing::info;
 
@@ -100,6 +100,7 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
     let known = LastKnown::read(&request.last_known).map(|known| KnownDevice {
         device_uuid: known.device_uuid,
         device_bytes: known.device_bytes,
+        moving_to: known.moving_to,
     });
     let device_bytes = data.info().size;
     let mut image = image::load_grown(placement, device_bytes, known, |offset, buffer| {
@@ -148,7 +149,13 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
             request.object
         ));
     }
-    remember(&request.last_known, &image.superblock);
+    if let Err(error) = remember(&request.last_known, KnownDevice::of(&image.superblock)) {
+        // Needed only for a device that grows while it is not attached.
+        info!(
+            "{}: cannot be written: {error}",
+            request.last_known.display()
+        );
+    }
     Ok(Attached {
         data,
         meta,
@@ -158,15 +165,22 @@ pub(crate) fn attach(request: &AttachRequest) -> Result<Attached, Refusal> {
     })
 }
 
-fn remember(file: &Path, superblock: &Superblock) {
-    let known = LastKnown {
-        device_uuid: superblock.device_uuid,
-        device_bytes: superblock.device_bytes,
+/// Remembers durably what the metadata of a device are found by.
+///
+/// # Errors
+/// What the file system says.
+pub(crate) fn remember(file: &Path, known: KnownDevice) -> io::Result<()> {
+    let KnownDevice {
+        device_uuid,
+        device_bytes,
+        moving_to,
+    } = known;
+    let last = LastKnown {
+        device_uuid,
+        device_bytes,
+        moving_to,
     };
-    if let Err(error) = known.write(file) {
-        // Needed only for a device that grows while it is not attached.
-        info!("{}: cannot be written: {error}", file.display());
-    }
+    last.write(file)
 }
 
 /// What to know about a disk that does not take every sector: the peer's clients are told the peer's alignment, not this one.

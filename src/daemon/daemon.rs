@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,8 +17,9 @@ use qrbd_disk::{Pool, UringOptions, UringReactor};
 use tokio::sync::Mutex;
 use tracing::warn;
 
+use crate::busy_wait::BusyWait;
 use crate::clock::Clock;
-use crate::handlers::Handlers;
+use crate::handlers::{self, Handlers};
 use crate::kernel::KernelDevices;
 use crate::plan::ResourcePlan;
 use crate::resource::{KeySource, Shared};
@@ -41,6 +43,7 @@ pub(crate) struct Daemon {
     key: KeySource,
     clock: Clock,
     reactor: UringReactor,
+    busy_wait: Arc<BusyWait>,
     pub(crate) tcp_fronts: TcpFronts,
     locks: RefCell<HashMap<String, Rc<Mutex<()>>>>,
     /// What was told once of the configuration.
@@ -57,6 +60,7 @@ impl Daemon {
         key_file: PathBuf,
         volumes: Volumes,
         kernel: Rc<KernelDevices>,
+        busy_wait: Duration,
     ) -> anyhow::Result<Rc<Daemon>> {
         let reactor = UringReactor::new(UringOptions::default(), Pool::default())
             .context("the disk backend cannot be set up")?;
@@ -67,6 +71,7 @@ impl Daemon {
             key: KeySource::new(key_file),
             clock: Clock::start(),
             reactor,
+            busy_wait: BusyWait::start(busy_wait),
             tcp_fronts: TcpFronts::default(),
             locks: RefCell::default(),
             told: RefCell::default(),
@@ -94,7 +99,7 @@ impl Daemon {
     /// # Errors
     /// The configuration's errors that concern it, with their places.
     pub(crate) fn plan(&self, loaded: &Loaded, name: &str) -> Result<ResourcePlan, Refusal> {
-        let timeout = Duration::from_secs(u64::from(loaded.global.cmd_timeout_long_s));
+        let timeout = handlers::time_limit(loaded.global.cmd_timeout_long_s);
         if let Some(resource) = loaded.resource(name) {
             return ResourcePlan::of(resource, timeout).ok_or_else(|| {
                 let text = format!(
@@ -133,7 +138,7 @@ impl Daemon {
             handlers,
             self.key.clone(),
         );
-        tokio::task::spawn_local(shared.owner());
+        tokio::task::spawn_local(shared.owner(Arc::clone(&self.busy_wait)));
         self.volumes.insert(&shared);
         Ok(shared)
     }

@@ -27,6 +27,14 @@ const QUEUE: usize = 64;
 /// Bytes of one handler's output that are logged.
 const OUTPUT_BYTES: u64 = 64 << 10;
 
+/// How long a handler may take by `cmd-timeout-long`; DRBD's 0 is no limit.
+pub(crate) fn time_limit(seconds: u32) -> Duration {
+    match seconds {
+        0 => Duration::MAX,
+        seconds => Duration::from_secs(u64::from(seconds)),
+    }
+}
+
 /// One call.
 #[derive(Clone, Debug)]
 pub(crate) struct HandlerCall {
@@ -158,22 +166,28 @@ fn set_peer(environment: &mut BTreeMap<String, String>, peer: &PeerPlan, status:
     }
 }
 
+/// Who waits for the exit code of a call; it gets `None` if the handler did not end by itself in time.
+type Done = Box<dyn FnOnce(Option<i32>)>;
+
 /// Where calls are queued. Dropping it lets the runner end after the calls that wait.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Handlers {
-    queue: mpsc::Sender<HandlerCall>,
+    queue: mpsc::Sender<(HandlerCall, Option<Done>)>,
     configuration: Rc<str>,
 }
 
 impl Handlers {
     /// Starts a runner. `configuration` is the path that scripts get as `DRBD_CONF`.
     pub(crate) fn start(configuration: String) -> Handlers {
-        let (queue, mut calls) = mpsc::channel(QUEUE);
+        let (queue, mut calls) = mpsc::channel::<(HandlerCall, Option<Done>)>(QUEUE);
         let configuration: Rc<str> = configuration.into();
         let path = Rc::clone(&configuration);
         tokio::task::spawn_local(async move {
-            while let Some(call) = calls.recv().await {
-                run(&call, &path).await;
+            while let Some((call, done)) = calls.recv().await {
+                let status = run(&call, &path).await;
+                if let Some(done) = done {
+                    done(status.and_then(|status| status.code()));
+                }
             }
         });
         Handlers {
@@ -193,9 +207,26 @@ impl Handlers {
 
     /// Queues a call.
     pub(crate) fn call(&self, call: HandlerCall) {
-        let (resource, name) = (call.resource.clone(), call.name);
-        if self.queue.try_send(call).is_err() {
-            warn!("{resource}: handler {name} is dropped: {QUEUE} calls are waiting");
+        self.enqueue(call, None);
+    }
+
+    /// Queues a call; `done` gets its exit code, `None` if it did not end by itself in time or could not be queued.
+    pub(crate) fn ask(&self, call: HandlerCall, done: impl FnOnce(Option<i32>) + 'static) {
+        self.enqueue(call, Some(Box::new(done)));
+    }
+
+    fn enqueue(&self, call: HandlerCall, done: Option<Done>) {
+        let Err(refused) = self.queue.try_send((call, done)) else {
+            return;
+        };
+        let (call, done) = refused.into_inner();
+        warn!(
+            "{}: handler {} is dropped: {QUEUE} calls are waiting",
+            call.resource, call.name
+        );
+        if let Some(done) = done {
+            // Not from within the owner's round.
+            tokio::task::spawn_local(async move { done(None) });
         }
     }
 }
@@ -282,5 +313,32 @@ async fn log_lines(resource: &str, name: &str, stream: Option<impl AsyncRead + U
             "{resource}: handler {name}: {}",
             String::from_utf8_lossy(&line).escape_debug()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(command: &str, seconds: u32) -> Option<i32> {
+        let call = HandlerCall {
+            resource: "r0".to_owned(),
+            name: "split-brain",
+            command: command.to_owned(),
+            timeout: time_limit(seconds),
+            environment: BTreeMap::new(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let status = runtime.block_on(run(&call, "/dev/null"));
+        status.and_then(|status| status.code())
+    }
+
+    #[test]
+    fn a_handler_is_killed_at_its_limit_and_zero_is_none() {
+        assert_eq!(ends("sleep 600", 1), None);
+        assert_eq!(ends("sleep 0.2; exit 3", 0), Some(3));
     }
 }

@@ -62,6 +62,9 @@ pub(crate) struct PeerPlan {
     pub(crate) remote: SocketAddr,
     pub(crate) net: NetOptions,
     policies: Policies,
+    /// How long the handlers may take that are asked before a resync, in milliseconds; `None` where there is none.
+    before_resync_target: Option<u64>,
+    before_resync_source: Option<u64>,
 }
 
 impl ResourcePlan {
@@ -88,6 +91,10 @@ impl ResourcePlan {
                 on_io_error: volume.options.on_io_error,
             })
             .collect();
+        let patience = |event| {
+            let milliseconds = u64::try_from(handler_timeout.as_millis()).unwrap_or(u64::MAX);
+            resource.handlers.get(event).map(|_| milliseconds)
+        };
         let peers = resource
             .peers()
             .map(|peer| {
@@ -99,6 +106,8 @@ impl ResourcePlan {
                     local: path.local,
                     remote: path.peer,
                     policies: policies(&net, |name| local.is_called(name)),
+                    before_resync_target: patience("before-resync-target"),
+                    before_resync_source: patience("before-resync-source"),
                     net,
                 }
             })
@@ -196,6 +205,8 @@ impl PeerPlan {
             max_epoch_size: net.max_epoch_size,
             resync_window_bytes: (u64::from(net.max_buffers) * BUFFER_BYTES)
                 .max(LEAST_RESYNC_WINDOW_BYTES),
+            before_resync_target: self.before_resync_target,
+            before_resync_source: self.before_resync_source,
             ..PeerConfig::new(self.node_id)
         }
     }

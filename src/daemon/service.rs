@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use qrbd_control::{Command, Request, Response, SOCKET_NAME, Target};
 use qrbd_kernel_device::inherit::{self, Inherited};
+use tokio::runtime::LocalOptions;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, info, warn};
@@ -49,12 +50,11 @@ pub fn run(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result<()
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(LocalOptions::default())
         .context("no runtime")?;
-    let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, main(arguments, inherited));
+    // Local tasks are the runtime's own: a `LocalSet` inside of another runtime is woken by a system call each time.
+    let result = runtime.block_on(main(arguments, inherited));
     // Helper threads that hang in a disk must not keep the process.
-    drop(local);
     runtime.shutdown_timeout(Duration::from_secs(1));
     match result? {
         Next::End => Ok(()),
@@ -113,6 +113,7 @@ async fn main(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result
         arguments.key_file,
         volumes,
         kernel,
+        Duration::from_micros(u64::from(arguments.busy_wait)),
     )?;
     let socket = run_dir.join(SOCKET_NAME);
     let listener = control_socket::bind(&socket)?;

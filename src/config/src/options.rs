@@ -270,7 +270,11 @@ const NET: &[Spec] = &[
     acts("after-sb-1pri", Kind::Choice(AFTER_SB_1PRI)),
     acts("after-sb-2pri", Kind::Choice(AFTER_SB_2PRI)),
     acts("always-asbp", no()),
-    only(&["disconnect"], "rr-conflict", Kind::Choice(RR_CONFLICT)),
+    only(
+        &["disconnect", "call-pri-lost"],
+        "rr-conflict",
+        Kind::Choice(RR_CONFLICT),
+    ),
     acts("fencing", Kind::Choice(FENCING)),
     only(&["block"], "on-congestion", Kind::Choice(ON_CONGESTION)),
     only(
@@ -384,16 +388,16 @@ const STARTUP: &[Spec] = &[
 const COMMAND: Kind = Kind::Text(4096);
 
 const HANDLERS: &[Spec] = &[
-    later("pri-on-incon-degr", COMMAND),
+    acts("pri-on-incon-degr", COMMAND),
     acts("pri-lost-after-sb", COMMAND),
-    later("pri-lost", COMMAND),
+    acts("pri-lost", COMMAND),
     acts("fence-peer", COMMAND),
     acts("unfence-peer", COMMAND),
     acts("local-io-error", COMMAND),
     acts("initial-split-brain", COMMAND),
     acts("split-brain", COMMAND),
-    later("before-resync-target", COMMAND),
-    later("before-resync-source", COMMAND),
+    acts("before-resync-target", COMMAND),
+    acts("before-resync-source", COMMAND),
     acts("after-resync-target", COMMAND),
     later("out-of-sync", COMMAND),
     later("quorum-lost", COMMAND),

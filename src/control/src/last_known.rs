@@ -1,8 +1,8 @@
 //! What is remembered of a disk outside of it, so that its metadata are found after it grew: one small file for each volume of a node in
 //! the state directory.
 //!
-//! Internal metadata lie where the device ended when they were written. `create-md` and each attach write the file, `wipe-md` removes it.
-//! It is only a hint: what is found by it must carry the same identity. A file that is missing or damaged is as none; a device that
+//! Internal metadata lie where the device ended when they were written. `create-md` and each attach write the file, and a resize before
+//! and after the metadata move; `wipe-md` removes it. It is only a hint: what is found by it must carry the same identity. A file that is missing or damaged is as none; a device that
 //! did not grow is found without.
 
 use std::fs::{self, File};
@@ -17,13 +17,15 @@ pub const STATE_DIRECTORY_VARIABLE: &str = "QRBD_STATE_DIR";
 /// Longest file that is read.
 const MOST_BYTES: u64 = 4096;
 
-/// Identity and size of a disk the last time.
+/// Identity and size of a disk the last time, and the size that its metadata are moving for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LastKnown {
     /// Identity of the metadata.
     pub device_uuid: u64,
     /// Size of the backing device that they were made for, in bytes.
     pub device_bytes: u64,
+    /// Size of the backing device at whose end they may be as well, in bytes: a move there had begun.
+    pub moving_to: Option<u64>,
 }
 
 impl LastKnown {
@@ -49,6 +51,10 @@ impl LastKnown {
         Some(LastKnown {
             device_uuid: u64::from_str_radix(value("device-uuid")?, 16).ok()?,
             device_bytes: value("device-bytes")?.parse().ok()?,
+            moving_to: match value("moving-to") {
+                Some(bytes) => Some(bytes.parse().ok()?),
+                None => None,
+            },
         })
     }
 
@@ -70,11 +76,15 @@ impl LastKnown {
         let LastKnown {
             device_uuid,
             device_bytes,
+            moving_to,
         } = self;
         write!(
             out,
             "device-uuid {device_uuid:016X}\ndevice-bytes {device_bytes}\n"
         )?;
+        if let Some(bytes) = moving_to {
+            writeln!(out, "moving-to {bytes}")?;
+        }
         out.sync_all()?;
         fs::rename(&new, file)?;
         File::open(directory)?.sync_all()
@@ -95,10 +105,13 @@ mod tests {
             Path::new("last-known/al_ice.r0.3")
         );
         assert_eq!(LastKnown::read(&file), None);
-        for device_bytes in [1 << 20, 1 << 40] {
+        for (device_bytes, moving_to) in
+            [(1 << 20, None), (1 << 20, Some(1 << 40)), (1 << 40, None)]
+        {
             let known = LastKnown {
                 device_uuid: 0xFEED_0000_0000_0001,
                 device_bytes,
+                moving_to,
             };
             known.write(&file).unwrap();
             assert_eq!(LastKnown::read(&file), Some(known));
@@ -107,6 +120,7 @@ mod tests {
             "",
             "device-uuid 12\n",
             "device-uuid x\ndevice-bytes 5\n",
+            "device-uuid 12\ndevice-bytes 5\nmoving-to x\n",
             "\u{1}",
         ] {
             fs::write(&file, damaged).unwrap();

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
-use qrbd_config::OnIoError;
+use qrbd_config::{OnIoError, RrConflict};
 use qrbd_disk::{Completion, Disk, Reactor, UringReactor};
-use qrbd_engine::api::{ClientError, Effect, Event, FenceAnswer, FenceId, Notice};
+use qrbd_engine::api::{ClientError, Effect, Event, FenceAnswer, FenceId, HandlerId, Notice};
 use qrbd_engine::metadata::image::MetadataImage;
 use qrbd_engine::state::{DiskState, Refusal, Role};
 use qrbd_engine::status::Status;
@@ -238,6 +238,11 @@ impl Core {
         self.sent && self.reactor.outstanding() <= FEW_OPERATIONS
     }
 
+    /// How much somebody waits for: clients' requests, operations at the disks.
+    pub(super) fn under_way(&self) -> usize {
+        self.clients.len().max(self.reactor.outstanding())
+    }
+
     /// True once after the role changed.
     pub(super) fn take_role_change(&mut self) -> bool {
         std::mem::take(&mut self.role_changed)
@@ -274,6 +279,7 @@ impl Core {
             }
             Incoming::Openers { volume, count } => Event::Openers { volume, count },
             Incoming::PeerFenced { peer, id, answer } => Event::PeerFenced { peer, id, answer },
+            Incoming::HandlerAnswered { id, exit_code } => Event::HandlerAnswered { id, exit_code },
             Incoming::Command { command, reply } => {
                 self.next_command += 1;
                 self.commands.insert(self.next_command, reply);
@@ -349,7 +355,7 @@ impl Core {
                 );
             }
             Effect::MeasureDisk { volume, io } => self.disks.measure(volume, io),
-            Effect::DiskKnown { volume, known } => self.disks.remember(volume, known),
+            Effect::RememberDisk { volume, io, known } => self.disks.remember(volume, io, known),
             Effect::Send {
                 peer,
                 session,
@@ -378,6 +384,12 @@ impl Core {
             }
             Effect::Detached { volume } => self.disks.detach(volume),
             Effect::Handler { name, peer, volume } => self.call_handler(name, peer, volume),
+            Effect::AskHandler {
+                id,
+                name,
+                peer,
+                volume,
+            } => self.ask_handler(id, name, peer, volume),
             Effect::FencePeer { peer, id } => self.fence_peer(peer, id),
             Effect::Notice(notice) => {
                 self.log(&notice);
@@ -426,6 +438,30 @@ impl Core {
         self.handlers.run_now(call, answer);
     }
 
+    /// Calls a handler behind those that wait; the engine gets its exit code in any case.
+    fn ask_handler(&self, id: HandlerId, name: &'static str, peer: NodeId, volume: VolumeNumber) {
+        let shared = self.shared.clone();
+        let answer = move |exit_code| {
+            if let Some(shared) = shared.upgrade() {
+                shared.push(Incoming::HandlerAnswered { id, exit_code });
+            }
+        };
+        let Some(command) = self.plan.handlers.get(name) else {
+            // It was there a moment ago.
+            tokio::task::spawn_local(async move { answer(Some(0)) });
+            return;
+        };
+        let call = HandlerCall::new(
+            &self.plan,
+            &self.engine.status(),
+            name,
+            command,
+            Some(peer),
+            Some(volume),
+        );
+        self.handlers.ask(call, answer);
+    }
+
     fn call_handler(&self, name: &'static str, peer: Option<NodeId>, volume: Option<VolumeNumber>) {
         if matches!(name, "split-brain" | "pri-lost-after-sb") {
             warn!(
@@ -440,6 +476,14 @@ impl Core {
                 .is_some_and(|plan| plan.on_io_error == OnIoError::CallLocalIoError)
         };
         if name == "local-io-error" && !volume.is_some_and(is_wanted) {
+            return;
+        }
+        // The same holds for `rr-conflict call-pri-lost`.
+        let calls_pri_lost = |node| {
+            (self.plan.peers.iter())
+                .any(|peer| peer.node_id == node && peer.net.rr_conflict == RrConflict::CallPriLost)
+        };
+        if name == "pri-lost" && !peer.is_some_and(calls_pri_lost) {
             return;
         }
         if let Some(command) = self.plan.handlers.get(name) {

@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use qrbd_control::LastKnown;
 use qrbd_disk::{BlockDevice, Completion, DiskError, DiskErrorKind, Operation, Pool, UringDevice};
 use qrbd_engine::IoId;
 use qrbd_engine::api::{Event, IoError};
@@ -20,6 +19,7 @@ use qrbd_transport::Credit;
 use slab::Slab;
 use tracing::{error, warn};
 
+use crate::attach;
 use crate::payload::EnginePayload;
 use crate::plan::ResourcePlan;
 
@@ -225,33 +225,33 @@ impl Disks {
         self.failed.push_back(Event::DiskMeasured { io, result });
     }
 
-    /// The metadata are somewhere else from now on.
-    pub(super) fn remember(&mut self, number: VolumeNumber, known: KnownDevice) {
-        let Some(index) = self.index(number) else {
-            return;
+    /// Remembers where the metadata are, or where they are on the way to; the answer comes with the next ones that need no disk.
+    pub(super) fn remember(&mut self, number: VolumeNumber, io: IoId, known: KnownDevice) {
+        let index = self.index(number);
+        let backing = index.and_then(|index| self.volumes[index].backing.as_mut());
+        let result = match backing {
+            Some(backing) => {
+                if known.moving_to.is_none()
+                    && let Ok(layout) = Layout::new(
+                        backing.layout.placement,
+                        known.device_bytes,
+                        backing.layout.max_peers,
+                    )
+                {
+                    backing.layout = layout;
+                }
+                attach::remember(&backing.last_known, known).map_err(|error| {
+                    warn!(
+                        "{}/{number}: {} cannot be written: {error}",
+                        self.resource,
+                        backing.last_known.display()
+                    );
+                    IoError::Failed
+                })
+            }
+            None => Err(IoError::Failed),
         };
-        let Some(backing) = self.volumes[index].backing.as_mut() else {
-            return;
-        };
-        if let Ok(layout) = Layout::new(
-            backing.layout.placement,
-            known.device_bytes,
-            backing.layout.max_peers,
-        ) {
-            backing.layout = layout;
-        }
-        let last = LastKnown {
-            device_uuid: known.device_uuid,
-            device_bytes: known.device_bytes,
-        };
-        if let Err(error) = last.write(&backing.last_known) {
-            // The disk is found at its new end; only if it grows again while it is not attached, this would have helped.
-            warn!(
-                "{}/{number}: {} cannot be written: {error}",
-                self.resource,
-                backing.last_known.display()
-            );
-        }
+        self.failed.push_back(Event::DiskRemembered { io, result });
     }
 
     /// Starts an operation of the engine.

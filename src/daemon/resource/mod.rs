@@ -16,13 +16,14 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use qrbd_control::generations::GenerationReport;
 use qrbd_control::status::ResourceStatus;
 use qrbd_disk::{Pool, UringReactor};
-use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, Notice};
+use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, HandlerId, Notice};
 use qrbd_engine::state::Refusal;
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, VolumeNumber};
@@ -34,6 +35,7 @@ pub(crate) use self::core::Core;
 pub(crate) use network::KeySource;
 
 use crate::attach::Attached;
+use crate::busy_wait::{self, BusyWait, Waits};
 use crate::clock::Clock;
 use crate::handlers::Handlers;
 use crate::payload::EnginePayload;
@@ -65,6 +67,11 @@ pub(crate) enum Incoming {
         peer: NodeId,
         id: FenceId,
         answer: FenceAnswer,
+    },
+    /// Another handler ended whose answer the engine waits for.
+    HandlerAnswered {
+        id: HandlerId,
+        exit_code: Option<i32>,
     },
     /// An administrator's command.
     Command {
@@ -126,11 +133,12 @@ impl Shared {
     }
 
     /// The future that drives the resource until [`Shared::stop`].
-    pub(crate) fn owner(self: &Rc<Self>) -> Owner {
+    pub(crate) fn owner(self: &Rc<Self>, busy_wait: Arc<BusyWait>) -> Owner {
         Owner {
             shared: Rc::clone(self),
             timer: None,
             late_flush: false,
+            waits: Waits::new(busy_wait),
         }
     }
 
@@ -368,6 +376,7 @@ pub(crate) struct Owner {
     timer: Option<Pin<Box<Sleep>>>,
     /// The disks are to be flushed after the network's tasks ran.
     late_flush: bool,
+    waits: Waits,
 }
 
 impl Future for Owner {
@@ -381,6 +390,7 @@ impl Future for Owner {
         }
         let mut core = shared.core.borrow_mut();
         core.stop_waiting_for_disks();
+        busy_wait::something_happens();
         if std::mem::take(&mut this.late_flush) {
             core.flush_disks();
         }
@@ -393,6 +403,7 @@ impl Future for Owner {
                 shared.close_clients();
             }
             if worked {
+                this.waits.worked(core.under_way());
                 continue;
             }
             if core.network_goes_first() {
@@ -404,6 +415,7 @@ impl Future for Owner {
             if core.poll_disk(context).is_ready() {
                 continue;
             }
+            this.waits.idle(core.under_way());
             let Some(deadline) = core.deadline() else {
                 return Poll::Pending;
             };

@@ -431,6 +431,7 @@ impl Network {
         };
         if !self.endpoints.contains_key(&local) {
             let endpoint = EndpointConfig {
+                on_arrival: Some(crate::busy_wait::something_happens),
                 local,
                 node: transport_node(self.node),
                 resource: self.resource.clone(),

@@ -45,6 +45,10 @@ pub struct CommandId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct FenceId(pub u64);
 
+/// Handle of a call of another handler whose answer counts, chosen by the engine, never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct HandlerId(pub u64);
+
 /// What the `fence-peer` handler found out or brought about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FenceAnswer {
@@ -289,6 +293,13 @@ pub enum Event<P> {
         /// The sizes now.
         result: Result<DiskSizes, IoError>,
     },
+    /// The answer to [`Effect::RememberDisk`].
+    DiskRemembered {
+        /// Which operation.
+        io: IoId,
+        /// Whether it is remembered durably.
+        result: Result<(), IoError>,
+    },
     /// An authenticated connection stands. The shell reports the loss of an older session of this peer first.
     PeerConnected {
         /// Who.
@@ -331,6 +342,13 @@ pub enum Event<P> {
         id: FenceId,
         /// What it says.
         answer: FenceAnswer,
+    },
+    /// The handler that [`Effect::AskHandler`] asked for ended. Reported once for each call.
+    HandlerAnswered {
+        /// Which call.
+        id: HandlerId,
+        /// Its exit code; `None` if it did not end by itself.
+        exit_code: Option<i32>,
     },
     /// The number of clients that have the volume open changed.
     Openers {
@@ -416,11 +434,14 @@ pub enum Effect<P> {
         /// The engine's handle.
         io: IoId,
     },
-    /// The metadata are found by this from now on, also when the device grows while nobody looks.
-    DiskKnown {
+    /// Remember durably, outside of the disk, by what its metadata are found from now on, also when the device grows while nobody
+    /// looks. Answer with [`Event::DiskRemembered`].
+    RememberDisk {
         /// Which volume.
         volume: VolumeNumber,
-        /// What to remember.
+        /// The engine's handle.
+        io: IoId,
+        /// What to remember, in place of what was remembered before.
         known: KnownDevice,
     },
     /// Send a message on its lane.
@@ -476,6 +497,17 @@ pub enum Effect<P> {
         peer: Option<NodeId>,
         /// For which volume, where it concerns one.
         volume: Option<VolumeNumber>,
+    },
+    /// Call the handler, which the configuration of the peer says there is; answer with [`Event::HandlerAnswered`].
+    AskHandler {
+        /// The engine's handle.
+        id: HandlerId,
+        /// DRBD's name of the handler.
+        name: &'static str,
+        /// For which peer.
+        peer: NodeId,
+        /// For which volume.
+        volume: VolumeNumber,
     },
     /// Have the peer fenced (handler `fence-peer`); answer with [`Event::PeerFenced`], also if there is no handler.
     FencePeer {

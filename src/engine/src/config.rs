@@ -83,6 +83,10 @@ pub struct PeerConfig {
     pub max_in_flight_bytes: u64,
     /// Bytes of resync data on their way to the target when nothing else is going on (`max-buffers`).
     pub resync_window_bytes: u64,
+    /// How long the handler `before-resync-target` may take; `None`: there is none.
+    pub before_resync_target: Option<u64>,
+    /// The same for `before-resync-source`.
+    pub before_resync_source: Option<u64>,
 }
 
 impl PeerConfig {
@@ -101,6 +105,8 @@ impl PeerConfig {
             max_epoch_size: 2048,
             max_in_flight_bytes: 32 << 20,
             resync_window_bytes: 8 << 20,
+            before_resync_target: None,
+            before_resync_source: None,
         }
     }
 }

@@ -133,6 +133,12 @@ impl<P: Payload> Engine<P> {
                     self.finish_detach(v);
                 }
             }
+            Event::DiskRemembered { io, result } => {
+                if let Some((v, _)) = self.take_io(io) {
+                    self.disk_remembered(v, result);
+                    self.finish_detach(v);
+                }
+            }
             Event::PeerConnected { peer, session } => self.peer_connected(peer, session),
             Event::PeerLost {
                 peer,
@@ -146,6 +152,7 @@ impl<P: Payload> Engine<P> {
             } => self.frame(peer, session, message),
             Event::PeerFenced { peer, id, answer } => self.peer_fenced(peer, id, answer),
             Event::Tick => self.tick(),
+            Event::HandlerAnswered { id, exit_code } => self.handler_answered(id, exit_code),
             Event::Command { id, command } => self.command(id, command),
             Event::Openers { volume, count } => {
                 if let Some(v) = self.volume_index(volume) {
@@ -189,7 +196,9 @@ impl<P: Payload> Engine<P> {
                 }
                 consider(peer.granted);
             }
+            consider(peer.returns_by);
             for device in &peer.devices {
+                consider(device.waits_until.filter(|&until| until > self.now));
                 if device.replication == ReplicationState::SyncSource {
                     consider(device.source.as_ref().and_then(|source| source.resume_at));
                 }
@@ -375,6 +384,8 @@ impl<P: Payload> Engine<P> {
                 device.replication
             );
             let from = core::mem::replace(&mut device.replication, to);
+            device.asked = None;
+            device.waits_until = None;
             let node = peer.config.node_id;
             let volume = self.volumes[v].number;
             self.effects.push_back(Effect::Notice(Notice::Replication {
@@ -593,6 +604,10 @@ impl<P: Payload> Engine<P> {
                 current,
                 history,
             } => self.resync_begin_received(p, volume, current, history),
+            Message::ResyncWaits {
+                volume,
+                milliseconds,
+            } => self.resync_waits_received(p, volume, milliseconds),
             Message::ResyncReady { volume } => self.resync_ready_received(p, volume),
             Message::ResyncData {
                 id,
@@ -632,7 +647,9 @@ impl<P: Payload> Engine<P> {
                 {
                     true
                 }
-                ReplicationState::WFBitMapS | ReplicationState::WFBitMapT => true,
+                ReplicationState::WFBitMapS | ReplicationState::WFBitMapT => {
+                    !device.waits_for_handler(now)
+                }
                 ReplicationState::Established => !(device.accepts && device.peer_accepts),
                 _ => false,
             });
@@ -667,9 +684,10 @@ impl<P: Payload> Engine<P> {
             progress |= self.pump_role_change();
             progress |= self.retry_deferred();
             if !progress {
-                return;
+                break;
             }
         }
+        self.watch_primary();
     }
 
     /// Sends a ping, unless one is under way; no answer in time ends the connection.
@@ -688,6 +706,7 @@ impl<P: Payload> Engine<P> {
         self.check_skip_command();
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
+            peer.returns_by = peer.returns_by.filter(|&time| now < time);
             if peer
                 .handshake_deadline
                 .is_some_and(|deadline| now >= deadline)

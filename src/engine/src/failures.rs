@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use crate::api::{Effect, IoError, Payload};
 use crate::engine::Engine;
 use crate::generation::Identifiers;
+use crate::limits;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::units::{ByteRange, Generation, NodeId, VolumeNumber};
 use crate::volume::After;
@@ -42,6 +43,35 @@ impl<P: Payload> Engine<P> {
                 },
             );
             self.drop_session(p, ConnectionState::TearDown, why);
+            self.returns_soon(p);
+        }
+    }
+
+    /// The connection ended in order to shake hands again: for a moment nobody takes the peer for lost.
+    pub(crate) fn returns_soon(&mut self, p: usize) {
+        let until = self.now.after(limits::RETURN_PATIENCE_MS);
+        self.peers[p].returns_by =
+            Some(until).filter(|_| self.peers[p].connection == ConnectionState::Connecting);
+    }
+
+    /// A Primary that has no good data any more, neither here nor at a peer, tells the administrator: handler `pri-on-incon-degr`.
+    pub(crate) fn watch_primary(&mut self) {
+        for v in 0..self.volumes.len() {
+            let here = self.volumes[v].disk == DiskState::UpToDate;
+            let there = self.peers.iter().any(|peer| {
+                peer.devices[v].disk == DiskState::UpToDate || peer.returns_by.is_some()
+            });
+            let lacks = self.role == Role::Primary && !here && !there;
+            let volume = &mut self.volumes[v];
+            if core::mem::replace(&mut volume.lacks_good_data, lacks) || !lacks {
+                continue;
+            }
+            let volume = Some(volume.number);
+            self.effect(Effect::Handler {
+                name: "pri-on-incon-degr",
+                peer: None,
+                volume,
+            });
         }
     }
 

@@ -26,6 +26,10 @@ pub const IDLE_BARRIER_MS: u64 = 100;
 pub const COMMAND_PATIENCE_MS: u64 = 10_000;
 /// Milliseconds that the peers have for their part of a resize: their metadata may have to move.
 pub const RESIZE_PATIENCE_MS: u64 = 30_000;
+/// Most milliseconds that a handler of a peer is waited for before a resync.
+pub const HANDLER_PATIENCE_MS: u64 = 3_600_000;
+/// Milliseconds that a connection has which was ended in order to shake hands again.
+pub const RETURN_PATIENCE_MS: u64 = 10_000;
 /// Milliseconds that the peers have for their vote on a promotion.
 pub const VOTE_TIMEOUT_MS: u64 = 5_000;
 /// Largest resync operation.

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 
 use crate::api::{Effect, IoError, Payload};
 use crate::engine::{Engine, IoOwner};
-use crate::metadata::layout::CopyName;
+use crate::metadata::growth::KnownDevice;
+use crate::metadata::layout::{CopyName, Placement};
 use crate::metadata_writer::Phase;
 use crate::state::{DiskState, Refusal};
 use crate::units::BLOCKS_PER_EXTENT;
@@ -53,8 +54,14 @@ impl<P: Payload> Engine<P> {
         let Some(backing) = volume.backing.as_mut() else {
             return false;
         };
-        if let Some(layout) = backing.writer.move_to.take() {
-            backing.start_move(&layout);
+        if let Some(layout) = backing.writer.move_to {
+            backing.writer.moving = true;
+            let known = KnownDevice {
+                moving_to: Some(layout.device_bytes)
+                    .filter(|_| layout.placement == Placement::Internal),
+                ..KnownDevice::of(&backing.superblock)
+            };
+            self.remember_disk(v, known);
             return true;
         }
         if backing.writer.superblock.wanted > backing.writer.superblock.durable {
@@ -188,9 +195,9 @@ impl<P: Payload> Engine<P> {
             Phase::Moved(layout) => {
                 if let Some(backing) = self.volumes[v].backing.as_mut() {
                     backing.layout = layout;
-                    backing.writer.moving = false;
+                    let known = KnownDevice::of(&backing.superblock);
+                    self.remember_disk(v, known);
                 }
-                self.metadata_moved(v);
             }
             Phase::LogCommitted => {
                 if let Some(backing) = self.volumes[v].backing.as_mut() {
@@ -210,6 +217,32 @@ impl<P: Payload> Engine<P> {
             offset,
             bytes,
         });
+    }
+
+    fn remember_disk(&mut self, v: usize, known: KnownDevice) {
+        let volume = self.volumes[v].number;
+        let io = self.new_metadata_io(v);
+        self.effect(Effect::RememberDisk { volume, io, known });
+    }
+
+    /// The shell remembers where the metadata are, or where they are on the way to; or it cannot.
+    pub(crate) fn disk_remembered(&mut self, v: usize, result: Result<(), IoError>) {
+        let Some(backing) = self.volumes[v].backing.as_mut() else {
+            return;
+        };
+        backing.writer.ended();
+        match backing.writer.move_to.take() {
+            Some(layout) if result.is_ok() => backing.start_move(&layout),
+            Some(_) => {
+                backing.writer.moving = false;
+                self.move_refused(v);
+            }
+            None => {
+                // Is it not remembered, then an attach looks at both places, and finds the metadata in this one.
+                backing.writer.moving = false;
+                self.metadata_moved(v);
+            }
+        }
     }
 
     fn new_metadata_io(&mut self, v: usize) -> crate::api::IoId {

@@ -66,7 +66,7 @@ pub(crate) struct MetadataWriter {
     pub data_flush: bool,
     /// The metadata shall go where this layout has them.
     pub move_to: Option<Layout>,
-    /// A move is under way.
+    /// A move is under way, from the moment when both places are being remembered until the new one alone is.
     pub moving: bool,
     /// Operations of the running phase that have not ended.
     outstanding: u32,
@@ -143,7 +143,6 @@ impl MetadataWriter {
     /// Starts a move from one layout to another, with the superblock and the whole ring for the new place.
     pub fn start_move(&mut self, old: &Layout, new: &Layout, superblock: &[u8], ring: Vec<u8>) {
         debug_assert!(self.is_idle());
-        self.moving = true;
         let version = self.superblock.wanted;
         let internal = new.placement == Placement::Internal;
         let blank = |layout: &Layout, phases: &mut VecDeque<Phase>| {
@@ -185,8 +184,8 @@ impl MetadataWriter {
             self.phases.push_back(Phase::Flush);
             blank(old, &mut self.phases);
         }
-        self.phases.push_back(Phase::Moved(*new));
         self.phases.push_back(Phase::SuperblockDurable(version));
+        self.phases.push_back(Phase::Moved(*new));
     }
 
     /// The next phase to carry out, if the one before it is over. Of a bitmap phase a batch is returned.

@@ -13,6 +13,7 @@ use crate::config::PeerConfig;
 use crate::fencing::Fence;
 use crate::interval::IntervalId;
 use crate::receiver::{Received, Receiver};
+use crate::resync::Asked;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::transfer_log::TransferLog;
 use crate::units::{ByteRange, Generation, Time};
@@ -145,6 +146,10 @@ pub(crate) struct PeerDevice {
     pub tracks_misses: bool,
     /// The peer tracks what this node's lost disk misses.
     pub misses_tracked: bool,
+    /// A handler of this node is asked before a resync.
+    pub asked: Option<Box<Asked>>,
+    /// A handler of the peer is asked, until then at most.
+    pub waits_until: Option<Time>,
 }
 
 impl PeerDevice {
@@ -172,12 +177,19 @@ impl PeerDevice {
             contact: None,
             tracks_misses: false,
             misses_tracked: false,
+            asked: None,
+            waits_until: None,
         }
     }
 
     /// True if this node said something in a handshake and the peer has not answered yet.
     pub fn awaits_answer(&self) -> bool {
         self.mine.is_some() && self.theirs.is_none()
+    }
+
+    /// True while a handler, here or there, is asked before a resync.
+    pub fn waits_for_handler(&self, now: Time) -> bool {
+        self.asked.is_some() || self.waits_until.is_some_and(|until| now < until)
     }
 
     /// True if this node's application writes go to the peer.
@@ -238,6 +250,8 @@ pub(crate) struct Peer<P> {
     pub vote: Option<Vote>,
     /// This node granted the peer's promotion.
     pub granted: Option<Time>,
+    /// The connection was ended in order to shake hands again, which is to be over by then.
+    pub returns_by: Option<Time>,
     /// Remote reads under way: question → request.
     pub reads: BTreeMap<u64, usize>,
     /// StandAlone was asked for while the goodbye is still on its way.
@@ -277,6 +291,7 @@ impl<P> Peer<P> {
             idle_barrier: None,
             vote: None,
             granted: None,
+            returns_by: None,
             reads: BTreeMap::new(),
             disconnecting: None,
         }

@@ -224,6 +224,8 @@ pub(crate) struct Volume {
     pub unconfirmed: bool,
     /// Generation of the data that a Primary without a disk serves from its peer.
     pub exposed: Generation,
+    /// This node is Primary and there are no good data within reach.
+    pub lacks_good_data: bool,
     /// A resize under way, for the administrator or for a peer.
     pub resize: Option<Resize>,
 }
@@ -253,6 +255,7 @@ impl Volume {
             generation_due: false,
             unconfirmed: false,
             exposed: Generation::NONE,
+            lacks_good_data: false,
             resize: None,
         }
     }

@@ -9,6 +9,7 @@ use qrbd_engine::state::{DiskState, Refusal};
 use qrbd_engine::wire::{Message, ResizeStage};
 
 const GROWN: u64 = 80 << 20;
+const LARGER: u64 = 96 << 20;
 
 fn data_bytes(device_bytes: u64) -> u64 {
     Layout::new(Placement::Internal, device_bytes, 1)
@@ -245,5 +246,51 @@ fn a_primary_that_died_after_it_noted_the_size_brings_it_back() {
             assert_eq!(pair.nodes[0].byte(78 << 20), 0xA1);
             assert_eq!(pair.nodes[0].byte(0), 42);
         }
+    }
+}
+
+#[test]
+fn a_disk_that_grows_again_while_its_metadata_move_is_found_wherever_they_are() {
+    let (mut before, mut after) = (0, 0);
+    for answered in 0.. {
+        let mut pair = grown();
+        pair.write(0, 8192, 2);
+        pair.nodes[0].freeze = vec![Io::Metadata];
+        let id = pair.give(0, resize());
+        let on_the_way = pair.nodes[0].known.expect("it was remembered");
+        assert_eq!(on_the_way.device_bytes, DEVICE_BYTES);
+        assert_eq!(on_the_way.moving_to, Some(GROWN));
+        let steps = (0..answered).take_while(|_| pair.thaw_one(0)).count();
+        let over = pair.nodes[0].known.is_some_and(|now| now != on_the_way);
+        pair.grow(0, LARGER, 0xB0);
+        pair.restart(0, &plain);
+        pair.up(0);
+        pair.assert_equal_and_in_sync();
+        let known = pair.nodes[0].known.expect("it was attached");
+        assert_eq!(known.moving_to, None);
+        before += u32::from(known.device_bytes == DEVICE_BYTES);
+        after += u32::from(known.device_bytes == GROWN);
+        assert_eq!(pair.nodes[0].byte(8192), 2, "after {steps} steps");
+        if over {
+            break;
+        }
+        assert!(!pair.nodes[0].commands.contains_key(&id), "it is under way");
+    }
+    assert!(before > 0 && after > 1, "{before} before, {after} after");
+}
+
+#[test]
+fn metadata_do_not_move_to_where_nobody_would_look_for_them() {
+    for (node, refusal) in [(0, Refusal::MetadataIo), (1, Refusal::PeerRefused)] {
+        let mut pair = grown();
+        pair.nodes[node].forgetful = true;
+        assert_eq!(pair.command(0, resize()), Err(refusal));
+        assert_eq!(pair.size(0), data_bytes(DEVICE_BYTES));
+        pair.write(0, 0, 9);
+        pair.assert_equal_and_in_sync();
+        pair.nodes[node].forgetful = false;
+        assert_eq!(pair.command(0, resize()), Ok(()));
+        pair.assert_equal_and_in_sync();
+        assert_eq!(pair.size(0), data_bytes(GROWN));
     }
 }

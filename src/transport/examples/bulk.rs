@@ -37,6 +37,7 @@ type Bulk = (Endpoint<Codec, BytesAllocator>, Events<Bytes>);
 
 fn endpoint(id: u8, udp_payload: u16) -> Bulk {
     let config = EndpointConfig {
+        on_arrival: None,
         local: "127.0.0.1:0".parse().expect("an address"),
         node: NodeId(id),
         resource: "bulk".into(),

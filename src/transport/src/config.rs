@@ -23,6 +23,8 @@ pub struct EndpointConfig {
     pub versions: VersionRange,
     /// Windows, buffers, congestion control.
     pub tuning: Tuning,
+    /// Called in the endpoint's task whenever packets have arrived: what they bring takes a few more tasks to become events.
+    pub on_arrival: Option<fn()>,
     /// Faults for tests.
     pub faults: Option<Faults>,
 }

@@ -113,7 +113,8 @@ impl<C: FrameCodec, A: PayloadAllocator> Endpoint<C, A> {
         let max_udp_payload =
             socket::max_udp_payload(config.local.ip(), config.tuning.max_udp_payload_bytes);
         let udp = socket::bind(config.local, config.tuning.socket_buffer_bytes).map_err(address)?;
-        let socket = socket::Socket::new(udp, max_udp_payload, config.faults).map_err(address)?;
+        let socket = socket::Socket::new(udp, max_udp_payload, config.on_arrival, config.faults)
+            .map_err(address)?;
 
         let transport = Arc::new(config.tuning.transport(max_udp_payload));
         let (client_tls, server_tls) = tls::configurations().map_err(tls)?;

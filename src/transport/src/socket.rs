@@ -103,6 +103,7 @@ pub(crate) struct Socket {
     inner: Arc<dyn AsyncUdpSocket>,
     transmit_segments: usize,
     receive_segments: usize,
+    on_arrival: Option<fn()>,
     faults: Option<FaultySender>,
 }
 
@@ -111,6 +112,7 @@ impl Socket {
     pub(crate) fn new(
         socket: UdpSocket,
         max_udp_payload: u16,
+        on_arrival: Option<fn()>,
         faults: Option<Faults>,
     ) -> io::Result<Self> {
         let inner: Arc<dyn AsyncUdpSocket> = Arc::new(Udp::new(socket)?);
@@ -123,6 +125,7 @@ impl Socket {
             receive_segments: inner
                 .max_receive_segments()
                 .min(MAX_RECEIVE_BATCH_BYTES.div_ceil(payload)),
+            on_arrival,
             faults: faults.map(|faults| FaultySender::new(faults, &inner)),
             inner,
         })
@@ -155,7 +158,12 @@ impl AsyncUdpSocket for Socket {
                 (Err(error), _) if is_passing(&error) => {
                     tracing::debug!(%error, "receiving from the socket");
                 }
-                (received, _) => return Poll::Ready(received),
+                (received, _) => {
+                    if let Some(on_arrival) = self.on_arrival {
+                        on_arrival();
+                    }
+                    return Poll::Ready(received);
+                }
             }
         }
     }
@@ -321,6 +329,7 @@ mod tests {
                 bind("127.0.0.1:0".parse().unwrap(), 1 << 20).unwrap(),
                 payload,
                 None,
+                None,
             )
             .unwrap();
             assert!(socket.max_transmit_segments() >= 1);
@@ -370,6 +379,7 @@ mod tests {
             inner: Arc::new(Halting(10.into())),
             transmit_segments: 40,
             receive_segments: 1,
+            on_arrival: None,
             faults: None,
         };
         assert_eq!(socket.max_transmit_segments(), 10);

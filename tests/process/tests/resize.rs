@@ -107,11 +107,28 @@ fn refusals_name_the_node_and_the_remedy_in_drbd_s_numbers() {
     pair.bob.start_and_up();
     pair.alice.wait_healthy(SYNC_LIMIT);
     assert!(pair.bob.log().contains("qrbdadm resize r0/0"));
+    // What cannot be remembered outside of the disk is not begun.
+    let [known, aside] =
+        ["last-known", "aside"].map(|name| pair.stage.path("alice.state").join(name));
+    std::fs::rename(&known, &aside).unwrap();
+    std::fs::write(&known, "in the way").unwrap();
+    pair.alice
+        .try_command("resize")
+        .refused(10, &["(118)", "cannot be remembered", "log"]);
+    assert!(pair.alice.log().contains("last-known/alice.r0.0"));
+    std::fs::remove_file(&known).unwrap();
+    std::fs::rename(&aside, &known).unwrap();
     pair.alice.command("resize --assume-clean");
     let new = wait_size(&pair.alice, "the volume has grown", |bytes| bytes > old);
     assert_eq!(size(&pair.bob), new);
     assert_eq!(pair.alice.wait_healthy(SYNC_LIMIT).out_of_sync_bytes(), 0);
     load::assert_equal(&pair.alice.disk, &pair.bob.disk, new);
+    let remembered = std::fs::read_to_string(known.join("alice.r0.0")).unwrap();
+    assert!(
+        remembered.contains(&format!("device-bytes {GROWN}\n"))
+            && !remembered.contains("moving-to"),
+        "{remembered}"
+    );
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub enum Job {
     MetadataWrite(u64, Vec<u8>),
     /// Flush the metadata device.
     MetadataFlush,
+    /// The shell writes down what the metadata are found by, outside of the disk.
+    Remember(KnownDevice),
 }
 
 impl Job {
@@ -186,6 +188,15 @@ impl Disk {
         self.cached_version += 1;
     }
 
+    /// The shell was writing down what it remembers: all of it is there, or nothing.
+    fn remember_perhaps(&mut self, job: &Job, random: &mut Random) {
+        if let Job::Remember(known) = job
+            && random.chance(500)
+        {
+            self.remember(*known);
+        }
+    }
+
     /// Data were written to a place where internal metadata were before the device grew: these bytes are gone.
     fn overwrite_metadata(base: u64, placement: Placement, metadata: &mut [u8], sector: Sector) {
         let offset = sector * qrbd_engine::units::SECTOR_BYTES;
@@ -256,14 +267,18 @@ impl Disk {
             View::Cached => &self.metadata,
             View::Durable => &self.metadata_durable,
         };
-        self.load_bytes(bytes)
+        self.load_bytes(bytes, self.known)
     }
 
-    fn load_bytes(&self, metadata: &[u8]) -> Result<MetadataImage, LoadError<String>> {
+    fn load_bytes(
+        &self,
+        metadata: &[u8],
+        known: Option<KnownDevice>,
+    ) -> Result<MetadataImage, LoadError<String>> {
         load_grown(
             self.placement,
             self.device_bytes,
-            self.known,
+            known,
             |offset, bytes: &mut [u8]| {
                 let at = (offset.checked_sub(self.metadata_base)).map(|at| at as usize);
                 let found = at.and_then(|at| metadata.get(at..at + bytes.len()));
@@ -290,19 +305,22 @@ impl Disk {
                 keep_metadata(&mut metadata, *at, bytes, survival, index, random);
             }
         }
+        let mut known = self.known;
         for in_flight in self.in_flight.values() {
-            if let Job::MetadataWrite(offset, bytes) = &in_flight.job {
-                keep_metadata(
+            match &in_flight.job {
+                Job::MetadataWrite(offset, bytes) => keep_metadata(
                     &mut metadata,
                     (offset - self.metadata_base) as usize,
                     bytes,
                     Survival::AnySectors,
                     0,
                     random,
-                );
+                ),
+                Job::Remember(next) if random.chance(500) => known = Some(*next),
+                _ => {}
             }
         }
-        self.load_bytes(&metadata)
+        self.load_bytes(&metadata, known)
     }
 
     /// Takes a job; the token names it until it is finished. Panics on a range outside the device (a bug of the engine).
@@ -338,7 +356,7 @@ impl Disk {
                 );
                 self.metadata_at(*offset, bytes.len());
             }
-            Job::Flush | Job::MetadataFlush | Job::Measure => {}
+            Job::Flush | Job::MetadataFlush | Job::Measure | Job::Remember(_) => {}
         }
         let token = self.next_token;
         self.next_token += 1;
@@ -383,6 +401,7 @@ impl Disk {
                 self.land(Piece::Metadata(at, bytes), changed);
             }
             Job::Measure => {}
+            Job::Remember(known) => self.remember(known),
             Job::Flush => self.flush(Area::Data, in_flight.after),
             Job::MetadataFlush => self.flush(Area::Metadata, in_flight.after),
         }
@@ -401,6 +420,7 @@ impl Disk {
     /// The process ends: completed writes stay in the cache, of those in flight any sectors.
     pub fn process_ends(&mut self, random: &mut Random, changed: &mut Vec<Sector>) {
         for (_, in_flight) in std::mem::take(&mut self.in_flight) {
+            self.remember_perhaps(&in_flight.job, random);
             self.land_part(&in_flight.job, random, changed);
         }
     }
@@ -433,6 +453,7 @@ impl Disk {
             }
         }
         for in_flight in std::mem::take(&mut self.in_flight).into_values() {
+            self.remember_perhaps(&in_flight.job, random);
             match self.part(&in_flight.job, random) {
                 _ if matches!(survival, Survival::Nothing) => {}
                 Some(Piece::Metadata(at, bytes)) => {
@@ -510,7 +531,9 @@ impl Disk {
                 keep_metadata(&mut kept, 0, bytes, Survival::AnySectors, 0, random);
                 Some(Piece::Metadata(at, kept))
             }
-            Job::Read(_) | Job::Flush | Job::MetadataFlush | Job::Measure => None,
+            Job::Read(_) | Job::Flush | Job::MetadataFlush | Job::Measure | Job::Remember(_) => {
+                None
+            }
         }
     }
 

@@ -27,6 +27,7 @@ impl World {
             Job::Zero(range) => (12, range.offset),
             Job::Flush => (13, 0),
             Job::Measure => (17, 0),
+            Job::Remember(known) => (18, known.device_bytes),
             Job::MetadataWrite(offset, _) => (14, *offset),
             Job::MetadataFlush => (15, 0),
         };
@@ -130,11 +131,14 @@ impl World {
             self.scratch = changed;
             return self.measured(node, volume, token, io);
         }
+        let remembers = matches!(job, Job::Remember(_));
+        let device_bytes = state.disk.device_bytes;
+        let on_the_way = matches!(job, Job::Remember(known) if known.device_bytes < device_bytes);
         let metadata = job.is_metadata();
         let active = |(until, chance): (Micros, u64), random: &mut Random| {
             until > now && random.chance(chance)
         };
-        let error = if metadata {
+        let error = if metadata || remembers {
             active(state.faults.metadata_errors, &mut self.disk_random).then_some(IoError::Failed)
         } else if matches!(job, Job::Read(_)) {
             active(state.faults.read_errors, &mut self.disk_random).then_some(IoError::Failed)
@@ -174,7 +178,15 @@ impl World {
         if self.violation.is_some() {
             return;
         }
-        let event = if metadata {
+        if on_the_way && self.settings.resizes > 0 && self.disk_random.chance(250) {
+            self.grow_disk(node, volume);
+        }
+        let event = if remembers {
+            Event::DiskRemembered {
+                io,
+                result: result.map(|_| ()),
+            }
+        } else if metadata {
             Event::MetadataDone {
                 io,
                 result: result.map(|_| ()),

@@ -260,9 +260,8 @@ impl World {
                 self.disk_job(node, volume, io, Job::MetadataFlush)
             }
             Effect::MeasureDisk { volume, io } => self.disk_job(node, volume, io, Job::Measure),
-            Effect::DiskKnown { volume, known } => {
-                let disk = &mut self.nodes[node].volumes[usize::from(volume.0)].disk;
-                disk.remember(known);
+            Effect::RememberDisk { volume, io, known } => {
+                self.disk_job(node, volume, io, Job::Remember(known));
             }
             Effect::Send {
                 peer,
@@ -292,6 +291,7 @@ impl World {
                 });
                 self.handler_called(node, name);
             }
+            Effect::AskHandler { id, name, .. } => self.handler_asked(node, name, id),
             Effect::FencePeer { peer, id } => self.fence_called(node, usize::from(peer.0), id),
             Effect::Notice(notice) => self.notice(node, &notice),
         }

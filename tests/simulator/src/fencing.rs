@@ -1,10 +1,11 @@
-//! The cluster around the nodes, as far as fencing goes: what a `fence-peer` handler brings about and finds out.
+//! The cluster around the nodes, as far as fencing goes: what a `fence-peer` handler brings about and finds out. And the handlers that
+//! are asked before a resync: how long they take and what they say.
 //!
 //! A constraint in the cluster's configuration, which outlives every node, keeps one of two nodes from being promoted. Whoever fences
 //! first places it, `unfence-peer` lifts it, and who is under it cannot fence. With STONITH the fenced node has lost its power before the
 //! handler says so. A handler may fail, and takes its time; meanwhile the peer may come back.
 
-use qrbd_engine::api::{Event, FenceAnswer, FenceId};
+use qrbd_engine::api::{Event, FenceAnswer, FenceId, HandlerId};
 use qrbd_engine::config::Fencing;
 
 use crate::network::NodeIndex;
@@ -83,6 +84,40 @@ impl World {
         } else {
             FenceAnswer::Unreachable
         }
+    }
+
+    /// An engine asks a handler before a resync.
+    pub(crate) fn handler_asked(&mut self, node: NodeIndex, name: &str, id: HandlerId) {
+        self.trace
+            .line(self.now, || format!("n{node} handler {name}"));
+        let delay = self.random.delay(MILLISECOND, SECOND);
+        let incarnation = self.nodes[node].incarnation;
+        self.schedule(
+            delay,
+            Occurrence::Handler {
+                node,
+                incarnation,
+                id,
+            },
+        );
+    }
+
+    /// That handler comes to its end.
+    pub(crate) fn handler_ends(&mut self, node: NodeIndex, incarnation: u64, id: HandlerId) {
+        if self.nodes[node].incarnation != incarnation || self.nodes[node].process.is_none() {
+            return;
+        }
+        let refuses = self.settings.asked_before_resync.unwrap_or(0);
+        let forbidden = !self.manager.healing && self.random.chance(refuses);
+        let exit_code = if forbidden {
+            *self.random.pick(&[Some(1), None])
+        } else {
+            Some(0)
+        };
+        self.trace.line(self.now, || {
+            format!("n{node} handler ends with {exit_code:?}")
+        });
+        self.tell(node, Event::HandlerAnswered { id, exit_code });
     }
 
     /// An engine wants its peer to be free again.

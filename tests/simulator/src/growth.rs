@@ -43,13 +43,9 @@ impl World {
         });
     }
 
-    /// The disk of a node grows by one stage. False if it has its largest size, or if its metadata have not followed the last growth yet:
-    /// a power loss in the middle of their move, with a disk that grew again meanwhile, is what the shell's memory does not cover.
+    /// The disk of a node grows by one stage, also while its metadata follow the last growth. False if it has its largest size.
     pub fn grow_disk(&mut self, node: NodeIndex, volume: usize) -> bool {
         let disk = &mut self.nodes[node].volumes[volume].disk;
-        if (disk.known).is_some_and(|known| known.device_bytes != disk.device_bytes) {
-            return false;
-        }
         let next = self.settings.volumes[volume]
             .growth
             .iter()

@@ -66,6 +66,9 @@ impl World {
             peer.ko_count = 3;
             peer.max_in_flight_bytes = 1 << 20;
             peer.resync_window_bytes = 1 << 20;
+            let patience = self.settings.asked_before_resync.map(|_| 60_000);
+            peer.before_resync_target = patience;
+            peer.before_resync_source = patience;
             config.peers.push(peer);
         }
         let engine = Engine::new(config, Time(self.now / MILLISECOND));
@@ -209,11 +212,6 @@ impl World {
             }
         };
         self.check_loaded(node, volume, &image);
-        let known = KnownDevice {
-            device_uuid: image.superblock.device_uuid,
-            device_bytes: image.superblock.device_bytes,
-        };
-        self.nodes[node].volumes[volume].disk.remember(known);
         let (_, steps) = image.start_log_steps(self.settings.volumes[volume].al_extents);
         let attaching = Attaching {
             image,
@@ -242,6 +240,8 @@ impl World {
         let Some(step) = attaching.steps.pop_front() else {
             let attaching = state.attaching.take().expect("it was there");
             state.attached = true;
+            let known = KnownDevice::of(&attaching.image.superblock);
+            state.disk.remember(known);
             let command = Command::Attach {
                 volume: volume_number(volume),
                 image: Box::new(attaching.image),

@@ -95,6 +95,8 @@ pub struct Settings {
     pub resizes: u64,
     /// What disks grow by is the same on every node, and is not copied.
     pub clean_growth: bool,
+    /// Handlers are asked before each resync, and forbid so many of a thousand.
+    pub asked_before_resync: Option<u64>,
     /// Faults.
     pub faults: FaultMix,
 }
@@ -158,6 +160,7 @@ impl Settings {
             retiring: 0,
             resizes: 0,
             clean_growth: false,
+            asked_before_resync: None,
             faults: FaultMix {
                 interval: *random.pick(&[
                     (20 * MILLISECOND, 300 * MILLISECOND),
@@ -197,6 +200,10 @@ impl Settings {
         if settings.faults.budget > 0 && retiring.chance(100) {
             settings.demotions = 150;
             settings.retiring = 500;
+        }
+        let mut handlers = Random::new(seed ^ 0x4A2D_1E25);
+        if handlers.chance(100) {
+            settings.asked_before_resync = Some(*handlers.pick(&[0, 100, 300]));
         }
         let mut growing = Random::new(seed ^ 0x6203_7E51);
         if growing.chance(200) {
@@ -243,6 +250,7 @@ impl Settings {
             retiring: 0,
             resizes: 0,
             clean_growth: false,
+            asked_before_resync: None,
             faults: FaultMix {
                 interval: (SECOND, SECOND),
                 budget: 0,

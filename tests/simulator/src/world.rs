@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use qrbd_engine::api::{ClientError, FenceId, IoId, LossReason};
+use qrbd_engine::api::{ClientError, FenceId, HandlerId, IoId, LossReason};
 use qrbd_engine::limits::MIN_AL_EXTENTS;
 use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::{CreateOptions, Step, create};
@@ -79,6 +79,15 @@ pub enum Occurrence {
     Call {
         /// On which link.
         link: usize,
+    },
+    /// A handler that was asked before a resync ends.
+    Handler {
+        /// Where.
+        node: NodeIndex,
+        /// For which process.
+        incarnation: u64,
+        /// The engine's handle.
+        id: HandlerId,
     },
     /// A `fence-peer` handler ends.
     Fence {
@@ -427,10 +436,7 @@ impl World {
                 disk.found_metadata(offset, &bytes);
             }
         }
-        disk.remember(KnownDevice {
-            device_uuid: image.superblock.device_uuid,
-            device_bytes,
-        });
+        disk.remember(KnownDevice::of(&image.superblock));
         let mut found = BTreeMap::new();
         if self.settings.beginning == Beginning::ForcePrimary {
             for _ in 0..100 {
@@ -510,6 +516,11 @@ impl World {
                 reason,
             } => self.session_lost(connection, end, reason),
             Occurrence::Call { link } => self.call(link),
+            Occurrence::Handler {
+                node,
+                incarnation,
+                id,
+            } => self.handler_ends(node, incarnation, id),
             Occurrence::Fence {
                 node,
                 incarnation,

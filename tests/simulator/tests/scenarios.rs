@@ -369,6 +369,50 @@ fn c2_metadata_that_move_open_after_a_power_loss_at_any_instant() {
 }
 
 #[test]
+fn c2_metadata_that_move_are_found_though_the_disk_grows_again() {
+    let mut on_the_way = [0; 2];
+    for seed in (0..150).step_by(3) {
+        let mut settings = Settings::quiet(seed, Protocol::C);
+        settings.volumes[0].internal = vec![true, true];
+        settings.volumes[0].growth = vec![56 << 20, 72 << 20];
+        let mut world = Scenario::serving_with(settings);
+        for node in 0..2 {
+            assert!(world.world.grow_disk(node, 0));
+        }
+        let write = world.write_now(0, block(5));
+        let flush = world.flush(0);
+        world.completed(flush);
+        world.world.command(
+            0,
+            resize(),
+            qrbd_simulator::administrator::Purpose::Scenario,
+        );
+        world.run(seed * 80);
+        for (node, count) in on_the_way.iter_mut().enumerate() {
+            assert!(world.world.grow_disk(node, 0));
+            let known = world.world.nodes[node].volumes[0].disk.known;
+            *count += u32::from(known.is_some_and(|known| known.moving_to.is_some()));
+        }
+        world.power_loss(0);
+        world.power_loss(1);
+        world.restart(0);
+        world.restart(1);
+        world.wait_in_sync();
+        world.promote(0).unwrap();
+        world.command(0, resize()).unwrap();
+        world.wait_in_sync();
+        for node in 0..2 {
+            assert_eq!(world.view(node).volumes[0].size, 72 << 20);
+            assert!(world.holds(node, block(5), write.write, View::Cached));
+        }
+    }
+    assert!(
+        on_the_way.iter().all(|&count| count > 5),
+        "crashes in the window: {on_the_way:?}"
+    );
+}
+
+#[test]
 fn w10_what_a_resize_adds_reads_the_same_on_both_nodes() {
     for seed in 0..20 {
         let mut world = with_grown_disks(seed);

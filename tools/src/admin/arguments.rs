@@ -190,9 +190,9 @@ pub enum Command {
     PauseSync(Targets),
     /// Let a held resync go on.
     ResumeSync(Targets),
-    /// Freeze application I/O (not carried out by this version).
+    /// Freeze application I/O.
     SuspendIo(Targets),
-    /// Let application I/O go on (not carried out by this version).
+    /// Let application I/O go on, also without having fenced a lost peer.
     ResumeIo(Targets),
     /// The backing disks of every node have grown: use what was added (on the Primary).
     Resize {

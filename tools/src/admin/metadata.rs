@@ -102,6 +102,7 @@ impl Disks {
         let known = LastKnown::read(&self.last_known).map(|known| KnownDevice {
             device_uuid: known.device_uuid,
             device_bytes: known.device_bytes,
+            moving_to: known.moving_to,
         });
         let size = self.data_bytes();
         image::load_grown(self.placement, size, known, |offset, buffer| {
@@ -114,6 +115,7 @@ impl Disks {
         let known = LastKnown {
             device_uuid: image.superblock.device_uuid,
             device_bytes: image.superblock.device_bytes,
+            moving_to: None,
         };
         // Not all who make metadata may write there, and it is seldom needed.
         let _ = known.write(&self.last_known);

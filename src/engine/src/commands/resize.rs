@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 use crate::api::{CommandId, Effect, IoError, Payload, SessionId};
 use crate::engine::{Engine, IoOwner};
 use crate::limits;
-use crate::metadata::growth::{DiskSizes, GrowthError, KnownDevice, grown_layout};
+use crate::metadata::growth::{DiskSizes, GrowthError, grown_layout};
 use crate::metadata::layout::LayoutError;
 use crate::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use crate::units::{BLOCK_BYTES, Time, VolumeNumber, blocks_of};
@@ -249,21 +249,18 @@ impl<P: Payload> Engine<P> {
 
     /// The metadata are in their new place.
     pub(crate) fn metadata_moved(&mut self, v: usize) {
-        let volume = &self.volumes[v];
-        if let Some(backing) = &volume.backing {
-            let known = KnownDevice {
-                device_uuid: backing.superblock.device_uuid,
-                device_bytes: backing.superblock.device_bytes,
-            };
-            let volume = volume.number;
-            self.effect(Effect::DiskKnown { volume, known });
-        }
         if let Some(Resize {
             step: Step::Moving, ..
         }) = self.volumes[v].resize
         {
             self.disk_offers(v);
         }
+    }
+
+    /// The metadata stay where they are, since the shell cannot remember where they would go.
+    pub(crate) fn move_refused(&mut self, v: usize) {
+        let text = "where the metadata are on the way to cannot be remembered outside of the disk: see this node's log";
+        self.end_resize(v, Err((Refusal::MetadataIo, String::from(text))));
     }
 
     /// This node's disk offers what it can: ask the peers, or tell the one who asked.

@@ -235,6 +235,7 @@ impl<P: Payload> Engine<P> {
         peer.last_heard = now;
         peer.discard_my_data = false;
         self.set_connection(p, ConnectionState::Connected, "handshake");
+        self.peers[p].returns_by = None;
         self.peer_needs_no_fence(p);
         for v in 0..self.volumes.len() {
             if self.peers[p].devices[v].theirs.is_some() {
@@ -292,6 +293,9 @@ impl<P: Payload> Engine<P> {
         };
         self.decision(Some(p), None, rule, text);
         self.drop_session(p, state, rule);
+        if reason == GoodbyeReason::Renegotiate {
+            self.returns_soon(p);
+        }
         Ok(())
     }
 }

@@ -111,8 +111,15 @@ impl<P: Payload> Engine<P> {
         if matches!(outcome, Outcome::Target(_)) && conflict(my_role, &mine)
             || matches!(outcome, Outcome::Source(_)) && conflict(their_role, &theirs)
         {
+            if first && matches!(outcome, Outcome::Target(_)) {
+                self.effect(Effect::Handler {
+                    name: "pri-lost",
+                    peer: Some(node),
+                    volume: Some(self.volumes[v].number),
+                });
+            }
             let text = String::from(
-                "the Primary would have to become target of a resync (rr-conflict disconnect): make it Secondary, then connect",
+                "the Primary would have to become target of a resync (rr-conflict): make it Secondary, then connect",
             );
             return Err(("rr-conflict", text));
         }

@@ -5,35 +5,54 @@
 //! Internal metadata lie at the end of the device, so they move when it grows. The new place must lie behind the whole old device:
 //! then nothing that is written there is live, and the old metadata stay whole until the new ones are durable. A device that grew by
 //! less than its metadata need is refused, with the size that would do. The order of a move:
-//! 1. both new superblock places blank, flush: nothing that an earlier life of the device left there counts;
-//! 2. ring and bitmaps in the new place, flush;
-//! 3. superblock in the new place, with the next sequence and the new device size, A, flush, B, flush: from here on they count;
-//! 4. zeroes over the old ring and bitmaps, flush, then over both old superblocks, flush: they never come back, also if the device is
+//! 1. the shell remembers both places ([`KnownDevice::moving_to`]): whatever the device does meanwhile, an attach looks at both;
+//! 2. both new superblock places blank, flush: nothing that an earlier life of the device left there counts;
+//! 3. ring and bitmaps in the new place, flush;
+//! 4. superblock in the new place, with the next sequence and the new device size, A, flush, B, flush: from here on they count;
+//! 5. zeroes over the old ring and bitmaps, flush, then over both old superblocks, flush: they never come back, also if the device is
 //!    made smaller again, and what the volume grows into reads the same on every node that was new there. As long as an old superblock
-//!    is there, a crash is known to have come before the end of this step, and the next attach repeats it.
+//!    is there, a crash is known to have come before the end of this step, and the next attach repeats it;
+//! 6. the shell remembers the new place alone; then the volume may grow over the old one.
+//!
+//! Did a crash come before 4, then the next attach zeroes what was written in the new place: the device may grow past it.
 //!
 //! Metadata on a device of their own stay where they are; their bitmap slot becomes longer. What is added is written first, then the
 //! superblock says that it is there.
 //!
-//! Whoever attaches a device that grew meanwhile finds its metadata by the size that it had the last time ([`KnownDevice`]), which
-//! the shell remembers: see [`super::load::load_grown`].
+//! Whoever attaches a device that grew meanwhile finds its metadata by the sizes that the shell remembers ([`KnownDevice`]): see
+//! [`super::load::load_grown`].
 
 use core::fmt;
 use core::ops::Range;
 
 use super::METADATA_BLOCK_BYTES;
 use super::layout::{Layout, LayoutError, Placement};
+use super::superblock::Superblock;
 
 /// Bytes of one write of zeroes.
 const PART_BYTES: u64 = 1 << 20;
 
-/// What a shell remembers of a device that it attached: enough to find its metadata after it grew.
+/// What a shell remembers of a device that it attached: enough to find its metadata after it grew, once or again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KnownDevice {
     /// Identity of the metadata.
     pub device_uuid: u64,
     /// Size of the backing device that their layout was computed for, in bytes.
     pub device_bytes: u64,
+    /// The size whose end they are on the way to, in bytes: they may be there already.
+    pub moving_to: Option<u64>,
+}
+
+impl KnownDevice {
+    /// A device whose metadata lie still, by its superblock.
+    #[must_use]
+    pub fn of(superblock: &Superblock) -> KnownDevice {
+        KnownDevice {
+            device_uuid: superblock.device_uuid,
+            device_bytes: superblock.device_bytes,
+            moving_to: None,
+        }
+    }
 }
 
 /// Sizes of the devices of a volume as they are now, in bytes.
@@ -101,7 +120,8 @@ impl fmt::Display for GrowthError {
 
 impl core::error::Error for GrowthError {}
 
-fn whole_blocks(bytes: u64) -> u64 {
+/// The bytes up to the end of the last whole block: internal metadata end there.
+pub(super) fn whole_blocks(bytes: u64) -> u64 {
     bytes / METADATA_BLOCK_BYTES * METADATA_BLOCK_BYTES
 }
 

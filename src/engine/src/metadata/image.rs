@@ -120,8 +120,8 @@ pub struct MetadataImage {
     pub stale: Vec<CopyName>,
     /// Superblock copies that were refused, to be reported.
     pub refused: Vec<RefusedCopy>,
-    /// The place that a move left when it was cut short: it is zeroed first.
-    pub superseded: Option<Layout>,
+    /// Places where a move that was cut short left something: they are zeroed first.
+    pub superseded: Vec<Layout>,
     /// Damage bridged by [`load_for_repair`]; empty after [`load`].
     pub damage: Vec<Damage>,
 }
@@ -170,7 +170,7 @@ pub fn create(options: &CreateOptions) -> Result<MetadataImage, CreateError> {
             .collect(),
         stale: Vec::new(),
         refused: Vec::new(),
-        superseded: None,
+        superseded: Vec::new(),
         damage: Vec::new(),
     })
 }
@@ -285,7 +285,7 @@ impl MetadataImage {
     /// are in the bitmaps and `al_clean` is set. Applies the log in memory too.
     pub fn clean_steps(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
-        if let Some(left) = self.superseded.take() {
+        for left in core::mem::take(&mut self.superseded) {
             let zeroes = |(offset, bytes): (u64, u64)| Step::Write {
                 offset,
                 bytes: vec![0; bytes as usize],

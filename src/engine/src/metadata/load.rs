@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::copies::{Candidate, MetadataError, choose};
-use super::growth::KnownDevice;
+use super::growth::{KnownDevice, whole_blocks};
 use super::image::{BLOCKS_PER_TRANSFER, LoggedExtents, MetadataImage};
 use super::layout::{Layout, LayoutError, Placement, superblock_candidates};
 use super::ring::{self, RingError};
@@ -158,7 +158,8 @@ pub fn load_for_repair<E>(
 }
 
 /// As [`load`], for a device that may have grown since it was attached the last time: then internal metadata are still where it
-/// ended. What is found there counts unless the metadata at the present end are newer, as after a move that was not finished.
+/// ended, or on the way from there to where it ended for a while. Of all that is found, the newest counts; what a move that was
+/// cut short left elsewhere is listed in [`MetadataImage::superseded`].
 ///
 /// # Errors
 /// As [`load`]; [`LoadError::OtherVolume`] if the device's end belongs to another volume.
@@ -169,41 +170,72 @@ pub fn load_grown<E>(
     mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
 ) -> Result<MetadataImage, LoadError<E>> {
     let at_end = load(placement, device_bytes, &mut read);
-    let blocks = |bytes: u64| bytes / METADATA_BLOCK_BYTES;
-    let Some(known) = known.filter(|known| {
-        placement == Placement::Internal && blocks(known.device_bytes) < blocks(device_bytes)
-    }) else {
+    let Some(known) = known.filter(|_| placement == Placement::Internal) else {
         return at_end;
     };
+    let end = whole_blocks(device_bytes);
     // What a move left is half zeroed already, perhaps; its superblock still tells what it was.
-    let before = load_for_repair(placement, known.device_bytes, &mut read)
-        .ok()
-        .filter(|image| image.superblock.device_uuid == known.device_uuid);
-    let Some(before) = before else {
+    let mut found: Vec<(u64, MetadataImage)> = Vec::new();
+    for bytes in [Some(known.device_bytes), known.moving_to]
+        .into_iter()
+        .flatten()
+    {
+        if whole_blocks(bytes) < end
+            && let Ok(image) = load_for_repair(placement, bytes, &mut read)
+            && image.superblock.device_uuid == known.device_uuid
+        {
+            found.push((bytes, image));
+        }
+    }
+    let newest = (found.iter())
+        .map(|(bytes, image)| (image.superblock.sequence, *bytes))
+        .max();
+    let Some((sequence, known_bytes)) = newest else {
         return at_end;
     };
-    match at_end {
-        Ok(image) if image.superblock.device_uuid != known.device_uuid => {
-            Err(LoadError::OtherVolume {
+    // Whatever lay at the end to which they were moving was given up.
+    let is_target = known.moving_to.map(whole_blocks) == Some(end);
+    let mut image = match at_end {
+        Ok(image) if image.superblock.device_uuid != known.device_uuid && !is_target => {
+            return Err(LoadError::OtherVolume {
                 found: image.superblock.device_uuid,
                 known: known.device_uuid,
-                known_bytes: known.device_bytes,
-            })
+                known_bytes,
+            });
         }
-        Ok(mut image) if image.superblock.sequence > before.superblock.sequence => {
-            // A move that ended in its last step. Where the volume has grown since, there are data now.
-            let left = before.layout;
-            image.superseded =
-                Some(left).filter(|left| image.volume_bytes <= left.metadata_offset());
-            Ok(image)
+        Ok(image)
+            if image.superblock.device_uuid == known.device_uuid
+                && image.superblock.sequence > sequence =>
+        {
+            image
         }
         Ok(_)
         | Err(
             LoadError::DeviceSize { .. }
             | LoadError::Superblock(MetadataError::NotFound { .. } | MetadataError::Damaged { .. }),
-        ) => load(placement, known.device_bytes, read),
-        Err(error) => Err(error),
+        ) => load(placement, known_bytes, &mut read)?,
+        Err(error) => return Err(error),
+    };
+    let mut left: Vec<Layout> = found.iter().map(|(_, image)| image.layout).collect();
+    if image.layout.device_bytes == known.device_bytes
+        && let Some(bytes) = known.moving_to.filter(|&bytes| whole_blocks(bytes) <= end)
+        && left.iter().all(|layout| layout.device_bytes != bytes)
+    {
+        // The move did not get as far as a superblock.
+        left.extend(Layout::new(placement, bytes, image.superblock.max_peers));
     }
+    let bounds = |layout: &Layout| {
+        let end = layout.superblock_a + METADATA_BLOCK_BYTES;
+        (layout.metadata_offset(), end)
+    };
+    let (first, after) = bounds(&image.layout);
+    left.retain(|left| {
+        let (start, end) = bounds(left);
+        // Where the volume has grown since, there are data now.
+        start >= image.volume_bytes && (end <= first || start >= after)
+    });
+    image.superseded = left;
+    Ok(image)
 }
 
 struct Loader<R> {
@@ -272,7 +304,7 @@ impl<E, R: FnMut(u64, &mut [u8]) -> Result<(), E>> Loader<R> {
             bitmaps,
             stale: chosen.stale,
             refused: chosen.refused,
-            superseded: None,
+            superseded: Vec::new(),
             damage,
         })
     }

@@ -52,7 +52,7 @@ impl<P: Payload> Engine<P> {
         if !last {
             self.peers[p].bitmap_parts += 1;
         } else if self.peers[p].devices[v].replication == ReplicationState::WFBitMapS {
-            self.send_resync_begin(p, v);
+            self.may_begin(p, v);
         }
     }
 

@@ -4,6 +4,7 @@
 //! 1. `T → S` its bitmap; `S` ORs it into its own and makes the result durable;
 //! 2. `S → T` the OR-ed bitmap, then `ResyncBegin` with its generation; `T` makes the bitmap durable, then in one superblock write becomes
 //!    Inconsistent and adopts the generation;
+//!    (Before 2 and before what `T` does in 2, a handler of that node may be asked: [`handlers`].)
 //! 3. `T → S` `ResyncReady`: from here on writes are mirrored and blocks copied;
 //! 4. `S` reads a dirty range under its lock and sends it; `T` writes it, or answers "retry" if a client of its own writes there;
 //! 5. now and then, and at the end, `S` asks `T` to flush; only what is durable at `T` is cleared in `S`'s bitmap (W7);
@@ -13,6 +14,7 @@
 //! The source's bitmap decides; the target's is a superset of what is still missing, so that an interrupted resync goes on (R1).
 
 mod bitmaps;
+mod handlers;
 mod source;
 mod target;
 
@@ -23,6 +25,8 @@ use crate::engine::Engine;
 use crate::state::ReplicationState;
 use crate::units::VolumeNumber;
 use crate::volume::After;
+
+pub(crate) use handlers::Asked;
 
 impl<P: Payload> Engine<P> {
     /// Ends a resync without finishing it. Writes that the disk is working on keep their locks until it answers.

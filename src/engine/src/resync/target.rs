@@ -28,12 +28,25 @@ impl<P: Payload> Engine<P> {
         let v = self
             .volume_index(number)
             .ok_or("a resync of an unknown volume")?;
-        if self.peers[p].devices[v].replication != ReplicationState::WFBitMapT {
+        let device = &self.peers[p].devices[v];
+        if device.replication != ReplicationState::WFBitMapT || device.asked.is_some() {
             return Err("a resync that was not agreed on");
         }
         if current.is_just_created() {
             return Err("a resync without a generation");
         }
+        self.may_adopt(p, v, current, history);
+        Ok(())
+    }
+
+    /// Target: the bitmap of the source becomes durable here, too.
+    pub(super) fn prepare_target(
+        &mut self,
+        p: usize,
+        v: usize,
+        current: Generation,
+        history: Vec<Generation>,
+    ) {
         let volume = &mut self.volumes[v];
         let version = volume
             .backing
@@ -49,7 +62,6 @@ impl<P: Payload> Engine<P> {
                 history,
             },
         );
-        Ok(())
     }
 
     /// Target: the OR-ed bitmap is durable here: becomes Inconsistent under the source's generation.

@@ -49,6 +49,8 @@ pub enum Refusal {
     DiskTooSmall,
     /// The metadata device is too small (kernel error 112).
     MetadataTooSmall,
+    /// What belongs to the metadata cannot be written (kernel error 118).
+    MetadataIo,
     /// `resize` during a resync (kernel error 130).
     ResizeDuringResync,
     /// `resize` where there is no Primary (kernel error 131).
@@ -96,6 +98,7 @@ impl Refusal {
             Refusal::NetConfigured => 125,
             Refusal::DiskTooSmall => 111,
             Refusal::MetadataTooSmall => 112,
+            Refusal::MetadataIo => 118,
             Refusal::ResizeDuringResync => 130,
             Refusal::NeedPrimary => 131,
             Refusal::PauseAlreadySet => 134,
@@ -134,6 +137,7 @@ impl Refusal {
             Refusal::NetConfigured => "Device has a net-config (use disconnect first)",
             Refusal::DiskTooSmall => "Low.dev. smaller than requested DRBD-dev. size.",
             Refusal::MetadataTooSmall => "Meta device too small.",
+            Refusal::MetadataIo => "IO error(s) occurred during initial access to meta-data.",
             Refusal::ResizeDuringResync => "Resize not allowed during resync.",
             Refusal::NeedPrimary => "Need one Primary node to resize.",
             Refusal::PauseAlreadySet => "Sync-pause flag is already set",

@@ -84,6 +84,15 @@ impl ReplicationState {
         )
     }
 
+    /// True while the bitmaps are exchanged, before a resync.
+    #[must_use]
+    pub fn is_exchanging_bitmaps(self) -> bool {
+        matches!(
+            self,
+            ReplicationState::WFBitMapS | ReplicationState::WFBitMapT
+        )
+    }
+
     /// True on the source side of a resync, running or held.
     #[must_use]
     pub fn is_sync_source(self) -> bool {

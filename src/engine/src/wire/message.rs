@@ -335,6 +335,13 @@ pub enum Message<P> {
         /// The source's history.
         history: Vec<Generation>,
     },
+    /// Control: a handler of the sender runs before the resync, whose next step takes so much longer.
+    ResyncWaits {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// At most.
+        milliseconds: u32,
+    },
     /// Control: the target is Inconsistent durably and ready.
     ResyncReady {
         /// Which volume.
@@ -428,6 +435,7 @@ impl<P> Message<P> {
             | Message::BitmapTaken { .. }
             | Message::Resize { .. }
             | Message::ResyncBegin { .. }
+            | Message::ResyncWaits { .. }
             | Message::ResyncReady { .. } => Lane::Control,
             Message::Write { .. }
             | Message::Discard { .. }

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use qrbd_engine::api::{ClientError, IoError, LossReason, Notice};
+use qrbd_engine::api::{ClientError, HandlerId, IoError, LossReason, Notice};
 use qrbd_engine::config::{PeerConfig, VolumeConfig};
 use qrbd_engine::metadata::growth::{DiskSizes, KnownDevice};
 use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage, Step};
@@ -54,11 +54,19 @@ pub struct Node {
     pub disk: Rc<RefCell<Vec<u8>>>,
     /// What the shell remembers of the disk.
     pub known: Option<KnownDevice>,
+    /// Nothing can be remembered.
+    pub forgetful: bool,
     pub completions: BTreeMap<u64, Result<Option<Bytes>, ClientError>>,
     pub commands: BTreeMap<u64, Result<(), Refusal>>,
     pub wants: bool,
     pub session: Option<SessionId>,
     pub rules: Vec<&'static str>,
+    /// Handlers that were called.
+    pub handlers: Vec<&'static str>,
+    /// With what a handler whose word counts ends at once; `None`: it runs until [`Pair::say`].
+    pub says_at_once: Option<i32>,
+    /// Handlers that run.
+    pub asked: VecDeque<(HandlerId, &'static str)>,
     pub fail_writes: bool,
     pub detached: bool,
     /// Operations of these kinds are carried out, but not answered before [`Pair::thaw`].
@@ -157,11 +165,15 @@ impl Pair {
             engine: Engine::new(config(index, configure), Time(0)),
             disk: fresh_disk(index),
             known: None,
+            forgetful: false,
             completions: BTreeMap::new(),
             commands: BTreeMap::new(),
             wants: false,
             session: None,
             rules: Vec::new(),
+            handlers: Vec::new(),
+            says_at_once: Some(0),
+            asked: VecDeque::new(),
             fail_writes: false,
             detached: false,
             freeze: Vec::new(),
@@ -237,6 +249,12 @@ impl Pair {
     pub fn thaw_one(&mut self, node: usize) -> bool {
         let answer = self.nodes[node].frozen.pop_front();
         answer.map(|event| self.event(node, event)).is_some()
+    }
+
+    /// The handler of the node that runs longest ends.
+    pub fn say(&mut self, node: usize, exit_code: Option<i32>) {
+        let (id, _) = self.nodes[node].asked.pop_front().expect("a handler runs");
+        self.event(node, Event::HandlerAnswered { id, exit_code });
     }
 
     pub fn link(&mut self) -> bool {
@@ -407,9 +425,26 @@ impl Pair {
                 let event = Event::DiskMeasured { io, result };
                 node.answer(self.now, None, event);
             }
-            Effect::DiskKnown { known, .. } => node.known = Some(known),
+            Effect::RememberDisk { io, known, .. } => {
+                let result = if node.forgetful {
+                    Err(IoError::Failed)
+                } else {
+                    node.known = Some(known);
+                    Ok(())
+                };
+                let event = Event::DiskRemembered { io, result };
+                node.answer(self.now, None, event);
+            }
             Effect::Detached { .. } => node.detached = true,
-            Effect::Handler { .. } | Effect::FencePeer { .. } => {}
+            Effect::Handler { name, .. } => node.handlers.push(name),
+            Effect::AskHandler { id, name, .. } => match node.says_at_once {
+                None => node.asked.push_back((id, name)),
+                exit_code => {
+                    let event = Event::HandlerAnswered { id, exit_code };
+                    node.answer(self.now, None, event);
+                }
+            },
+            Effect::FencePeer { .. } => {}
             Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
             Effect::Notice(_) => {}
         }
@@ -508,10 +543,7 @@ impl Pair {
     pub fn attach_command(&mut self, node: usize) -> Command {
         self.nodes[node].detached = false;
         let image = load(&self.nodes[node].disk, self.nodes[node].known);
-        self.nodes[node].known = Some(KnownDevice {
-            device_uuid: image.superblock.device_uuid,
-            device_bytes: image.superblock.device_bytes,
-        });
+        self.nodes[node].known = Some(KnownDevice::of(&image.superblock));
         let image = Box::new(image);
         Command::Attach {
             volume: VOLUME,
@@ -566,6 +598,8 @@ impl Pair {
         old.engine = engine;
         old.wants = false;
         old.rules.clear();
+        old.freeze.clear();
+        old.frozen.clear();
         self.run();
     }
 

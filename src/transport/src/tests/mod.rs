@@ -88,6 +88,7 @@ pub(super) struct Frame<P> {
 
 pub(super) fn config(id: u8, faults: &Faults) -> EndpointConfig {
     EndpointConfig {
+        on_arrival: None,
         local: "127.0.0.1:0".parse().unwrap(),
         node: NodeId(id),
         resource: "r0".into(),

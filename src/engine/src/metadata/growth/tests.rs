@@ -17,10 +17,17 @@ use crate::volume::Backing;
 const SECTOR: usize = 512;
 const OLD: u64 = 20 << 20;
 const NEW: u64 = 24 << 20;
+/// The size of a device that grew again while its metadata were on the way to the end that it had before.
+const LARGER: u64 = 29 << 20;
 const UUID: u64 = 0xFEED;
 const KNOWN: KnownDevice = KnownDevice {
     device_uuid: UUID,
     device_bytes: OLD,
+    moving_to: None,
+};
+const MOVING: KnownDevice = KnownDevice {
+    moving_to: Some(NEW),
+    ..KNOWN
 };
 
 #[derive(Clone)]
@@ -96,7 +103,7 @@ fn running(max_peers: u8) -> (Device, Backing) {
     image.bitmaps[0].set(5..7);
     let mut device = Device {
         // What an earlier life of the storage left behind.
-        durable: vec![0xA5; NEW as usize],
+        durable: vec![0xA5; LARGER as usize],
         cache: Vec::new(),
     };
     for step in image.write_steps() {
@@ -161,12 +168,6 @@ fn moving(backing: &mut Backing) -> (Layout, Vec<Step>) {
     (new, steps)
 }
 
-/// Where the metadata were.
-fn new_data_of_old(max_peers: u8) -> core::ops::Range<usize> {
-    let old = Layout::new(Placement::Internal, OLD, max_peers).unwrap();
-    old.metadata_offset() as usize..OLD as usize
-}
-
 fn is_whole(image: &MetadataImage) {
     assert_eq!(image.bitmaps[0].count(), 2, "bits are lost");
     assert!(image.bitmaps[0].is_set(5) && image.bitmaps[0].is_set(6));
@@ -180,62 +181,124 @@ fn is_whole(image: &MetadataImage) {
     }
 }
 
+/// What a power loss at any step of the move leaves on a device that has `device_bytes` afterwards.
+fn crash_at_any_step(max_peers: u8, known: KnownDevice, device_bytes: u64) {
+    let (device, mut backing) = running(max_peers);
+    let old = backing.layout;
+    let (new, steps) = moving(&mut backing);
+    let mut before = device;
+    let (mut at_old, mut at_new, mut unfinished) = (0, 0, 0);
+    for (done, step) in steps.iter().enumerate() {
+        before.run(step);
+        for subset in 0..20u64 {
+            let mut crashed = before.clone();
+            let mut random = (subset << 32 ^ done as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+            crashed.keep(|index| match subset {
+                0 => false,
+                1 => true,
+                2 => index % 2 == 0,
+                3 => index % 2 == 1,
+                _ => {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    random & 1 != 0
+                }
+            });
+            let mut image = crashed
+                .load(device_bytes, Some(known))
+                .unwrap_or_else(|error| panic!("step {done}, subset {subset}: {error}"));
+            is_whole(&image);
+            let moved = image.layout == new;
+            let (came_from, left) = if moved { (new, old) } else { (old, new) };
+            assert_eq!(image.layout, came_from, "step {done}, subset {subset}");
+            at_old += u32::from(!moved);
+            at_new += u32::from(moved);
+            unfinished += u32::from(moved && !image.superseded.is_empty());
+            // The next attach leaves nothing in the other place, once it knows that something may be there.
+            let told = moved || known.moving_to.is_some();
+            for step in image.clean_steps() {
+                crashed.run(&step);
+            }
+            crashed.keep(|_| true);
+            let left = left.metadata_offset() as usize..left.device_bytes as usize;
+            assert!(
+                !told || crashed.durable[left].iter().all(|&byte| byte == 0),
+                "step {done}, {subset}"
+            );
+            let known = KnownDevice::of(&image.superblock);
+            let again = crashed.load(device_bytes, Some(known)).unwrap();
+            assert_eq!(again.layout, image.layout);
+            if moved {
+                assert!(
+                    crashed.load(OLD, None).is_err(),
+                    "the old superblock comes back when the device is made smaller again"
+                );
+            }
+        }
+    }
+    assert!(at_old > 0 && at_new > 0 && unfinished > 0);
+}
+
 #[test]
 fn a_power_loss_at_any_step_of_a_move_leaves_metadata_that_open_with_everything_in_them() {
     for max_peers in [1, 3] {
-        let (device, mut backing) = running(max_peers);
-        let (new, steps) = moving(&mut backing);
-        let mut before = device;
-        let (mut at_old, mut at_new, mut unfinished) = (0, 0, 0);
-        for (done, step) in steps.iter().enumerate() {
-            before.run(step);
-            for subset in 0..20u64 {
-                let mut crashed = before.clone();
-                let mut random =
-                    (subset << 32 ^ done as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-                crashed.keep(|index| match subset {
-                    0 => false,
-                    1 => true,
-                    2 => index % 2 == 0,
-                    3 => index % 2 == 1,
-                    _ => {
-                        random ^= random << 13;
-                        random ^= random >> 7;
-                        random ^= random << 17;
-                        random & 1 != 0
-                    }
-                });
-                let mut image = crashed
-                    .load(NEW, Some(KNOWN))
-                    .unwrap_or_else(|error| panic!("step {done}, subset {subset}: {error}"));
-                is_whole(&image);
-                if image.layout == new {
-                    at_new += 1;
-                } else {
-                    assert_eq!(image.layout.device_bytes, OLD);
-                    at_old += 1;
-                }
-                unfinished += u32::from(image.superseded.is_some());
-                // The next attach leaves nothing in the old place that counts, if it is not the place itself.
-                let moved = image.layout == new;
-                for step in image.clean_steps() {
-                    crashed.run(&step);
-                }
-                crashed.keep(|_| true);
-                let again = crashed.load(NEW, None);
-                assert_eq!(again.is_ok(), moved, "step {done}, subset {subset}");
-                if moved {
-                    let left = &crashed.durable[new_data_of_old(max_peers)];
-                    assert!(left.iter().all(|&byte| byte == 0), "step {done}, {subset}");
-                    assert!(
-                        crashed.load(OLD, None).is_err(),
-                        "the old superblock comes back when the device is made smaller again"
-                    );
-                }
-            }
-        }
-        assert!(at_old > 0 && at_new > 0 && unfinished > 0);
+        crash_at_any_step(max_peers, MOVING, NEW);
+        // What a version remembered that knew of one place only.
+        crash_at_any_step(max_peers, KNOWN, NEW);
     }
+}
+
+#[test]
+fn a_device_that_grows_again_during_the_move_has_its_metadata_in_one_of_the_two_places() {
+    for max_peers in [1, 3] {
+        crash_at_any_step(max_peers, MOVING, LARGER);
+    }
+}
+
+#[test]
+fn an_old_place_that_the_volume_has_grown_over_since_is_left_alone() {
+    let (mut device, mut backing) = running(1);
+    let old = backing.layout;
+    let (new, steps) = moving(&mut backing);
+    for step in &steps {
+        device.run(step);
+    }
+    // The volume grew, and its data there look like the superblocks that were there.
+    let mut before = backing.superblock.clone();
+    before.device_bytes = OLD;
+    before.sequence -= 1;
+    backing.superblock.effective_bytes = new.data_bytes;
+    let (data, now) = (before.encode(), backing.superblock.encode());
+    for (layout, block) in [(old, data), (new, now)] {
+        for offset in [layout.superblock_a, layout.superblock_b] {
+            let bytes = block.to_vec();
+            device.run(&Step::Write { offset, bytes });
+        }
+    }
+    device.run(&Step::Flush);
+    let image = device.load(LARGER, Some(MOVING)).unwrap();
+    assert_eq!((image.layout, &image.superseded[..]), (new, &[][..]));
+}
+
+#[test]
+fn what_another_volume_left_at_the_end_does_not_count_against_a_move_to_there() {
+    let (mut device, _) = running(1);
+    let options = CreateOptions {
+        placement: Placement::Internal,
+        device_bytes: NEW,
+        max_peers: 1,
+        node_id: NodeId(0),
+        device_uuid: 0xBEEF,
+        al_slots: 9,
+    };
+    for step in image::create(&options).unwrap().write_steps() {
+        device.run(&step);
+    }
+    let image = device.load(NEW, Some(MOVING)).unwrap();
+    is_whole(&image);
+    assert_eq!(image.layout.device_bytes, OLD);
+    assert!(device.load(NEW, Some(KNOWN)).is_err());
 }
 
 #[test]

@@ -323,6 +323,10 @@ pub(super) fn message<P>(
         MessageKind::ResyncReady => Message::ResyncReady {
             volume: reader.volume()?,
         },
+        MessageKind::ResyncWaits => Message::ResyncWaits {
+            volume: reader.volume()?,
+            milliseconds: reader.u32("milliseconds")?,
+        },
         MessageKind::BitmapTaken => Message::BitmapTaken {
             volume: reader.volume()?,
         },

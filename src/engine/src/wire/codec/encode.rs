@@ -224,6 +224,13 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
         | Message::BitmapTaken { volume }
         | Message::ResyncFinish { volume }
         | Message::ResyncFinished { volume } => out.volume(*volume),
+        Message::ResyncWaits {
+            volume,
+            milliseconds,
+        } => {
+            out.volume(*volume);
+            out.u32(*milliseconds);
+        }
         Message::Write {
             sequence,
             epoch,

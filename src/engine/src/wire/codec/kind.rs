@@ -78,6 +78,7 @@ kinds! {
     BitmapTaken = 0x71,
     Resize = 0x72,
     OutdateRequest = 0x73,
+    ResyncWaits = 0x74,
 
     ResyncData = 0x83,
     ResyncZeroes = 0x84,

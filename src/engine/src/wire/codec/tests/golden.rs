@@ -752,6 +752,23 @@ fn control() -> Vec<Golden> {
             b4424fed          checksum
 "#,
         ),
+        (
+            Message::ResyncWaits {
+                volume: VolumeNumber(3),
+                milliseconds: 600_000,
+            },
+            r#"
+            51524246          magic "QRBF"
+            01                version 1
+            74                kind ResyncWaits
+            0000              flags
+            06000000          body length 6
+            00000000          payload length 0
+            08b0aeb4          checksum
+            0300              volume 3
+            c0270900          milliseconds 600000
+"#,
+        ),
     ]
 }
 

@@ -288,6 +288,10 @@ pub fn message(kind: MessageKind, from: &mut Source) -> Message<Bytes> {
         MessageKind::ResyncReady => Message::ResyncReady {
             volume: from.volume(),
         },
+        MessageKind::ResyncWaits => Message::ResyncWaits {
+            volume: from.volume(),
+            milliseconds: from.number() as u32,
+        },
         MessageKind::BitmapTaken => Message::BitmapTaken {
             volume: from.volume(),
         },
