@@ -13,6 +13,14 @@ use std::time::Duration;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use tracing::warn;
 
+/// Where a manager is told something.
+const SOCKET_VARIABLE: &str = "NOTIFY_SOCKET";
+
+/// Whether there is one that can be told something.
+pub(crate) fn is_there() -> bool {
+    std::env::var_os(SOCKET_VARIABLE).is_some()
+}
+
 /// Says something: lines of `NAME=VALUE`.
 pub(crate) fn tell(state: &str) {
     tell_with(state, &[]);
@@ -31,7 +39,7 @@ pub(crate) fn drop_stored(name: &str) {
 }
 
 fn tell_with(state: &str, descriptors: &[RawFd]) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+    let Some(path) = std::env::var_os(SOCKET_VARIABLE) else {
         return;
     };
     let address = match path.as_bytes() {

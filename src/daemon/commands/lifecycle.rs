@@ -365,7 +365,7 @@ async fn detach_all(shared: &Shared) -> Result<(), Refusal> {
 /// is not even tried.
 pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>, goes_on: bool) {
     if goes_on && daemon.kernel.serves(&shared.name) {
-        return end_in_use(daemon, shared).await;
+        return end_in_use(daemon, shared, goes_on).await;
     }
     if let Err(refusal) = down_one(daemon, shared).await {
         let held = matches!(refusal.kind, RefusalKind::StateChange(-12));
@@ -376,7 +376,7 @@ pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>, goes_on: bool) {
         };
         warn!("{}: left as it is: {why}", shared.name);
         if daemon.kernel.serves(&shared.name) {
-            end_in_use(daemon, shared).await;
+            end_in_use(daemon, shared, goes_on).await;
         } else {
             daemon.forget(shared).await;
         }
@@ -385,8 +385,8 @@ pub(crate) async fn end(daemon: &Daemon, shared: &Rc<Shared>, goes_on: bool) {
 
 /// Ends a resource whose kernel devices are in use: they wait for the next daemon, and the role is given up in order, so that the next one
 /// has nothing to recover.
-async fn end_in_use(daemon: &Daemon, shared: &Rc<Shared>) {
-    daemon.kernel.keep(shared).await;
+async fn end_in_use(daemon: &Daemon, shared: &Rc<Shared>, goes_on: bool) {
+    daemon.kernel.keep(shared, goes_on).await;
     let parted = tokio::time::timeout(PART_PATIENCE, async {
         let demoted = shared.command(Order::Demote { force: true }).await;
         demoted.map_err(|refusal| explained(shared, refusal))?;

@@ -1,11 +1,12 @@
 //! Sessions without a handshake: the client (the kernel) got its end of the socket, the flags and the size from this process.
 //!
-//! Otherwise sessions like all others, with two additions: they can be handed over between two requests, and they follow the volume's
-//! size.
+//! Otherwise sessions like all others, with two additions: they can be handed over between two requests, or closed so that nothing is lost on
+//! the socket, and they follow the volume's size.
 
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
@@ -17,7 +18,7 @@ use super::backend::Export;
 use super::listener::UNIX_SEND_BUFFER_BYTES;
 use super::negotiation::export_info;
 use super::stream::ClientStream;
-use super::transmission::{End, Transmission};
+use super::transmission::{Departure, End, Transmission};
 use super::{Common, Limits};
 use crate::volumes::ExportDescription;
 
@@ -63,12 +64,16 @@ pub(crate) struct DirectFront {
 
 impl DirectFront {
     pub(crate) fn new() -> DirectFront {
+        DirectFront::with(Limits::default())
+    }
+
+    pub(super) fn with(limits: Limits) -> DirectFront {
         DirectFront {
-            common: Rc::new(Common::new(Limits::default())),
+            common: Rc::new(Common::new(limits)),
         }
     }
 
-    /// Serves one socket until the session ends. `hand_over` turning true hands it over.
+    /// Serves one socket until the session ends. `departure` turning to something asks for that.
     ///
     /// # Errors
     /// If the socket cannot be used, or NBD cannot express the volume.
@@ -77,21 +82,29 @@ impl DirectFront {
         socket: UnixStream,
         export: X,
         size: Rc<Cell<u64>>,
-        mut hand_over: watch::Receiver<bool>,
+        mut departure: watch::Receiver<Option<Departure>>,
     ) -> io::Result<impl Future<Output = End> + use<X>> {
         let session = session(export.description()).map_err(io::Error::other)?;
         socket.set_nonblocking(true)?;
         roomy(&socket);
+        let copy = socket.try_clone()?;
         let stream = ClientStream::new(socket)?;
-        let signal = async move {
-            if hand_over.wait_for(|wanted| *wanted).await.is_err() {
-                std::future::pending::<()>().await;
+        let wanted = async move {
+            let wanted = departure.wait_for(Option::is_some).await;
+            match wanted.ok().and_then(|wanted| *wanted) {
+                Some(wanted) => wanted,
+                // Nobody is left who could want it.
+                None => std::future::pending().await,
             }
+        };
+        let stop_receiving = move || {
+            // Closed already, if that fails.
+            let _ = copy.shutdown(Shutdown::Read);
         };
         let common = Rc::clone(&self.common);
         Ok(
             Transmission::new(common, stream, session, export, std::future::pending())
-                .until_handed_over(signal)
+                .until(wanted, stop_receiving)
                 .with_size(size),
         )
     }

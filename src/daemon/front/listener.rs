@@ -233,7 +233,7 @@ async fn connection<S, E>(
     match end {
         End::ClientLeft => info!("NBD client {peer} closed {name}"),
         End::Garbage(error) => debug!("NBD client {peer} of {name}: {error}"),
-        End::Stopped | End::HandedOver | End::Broken(_) => {
+        End::Stopped | End::HandedOver | End::Closed | End::Broken(_) => {
             info!("NBD client {peer} of {name} ended: {end}")
         }
     }

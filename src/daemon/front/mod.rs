@@ -40,7 +40,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use budget::Budget;
-pub(crate) use transmission::End;
+pub(crate) use transmission::{Departure, End};
 
 /// Bounds of the server.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +59,10 @@ pub(crate) struct Limits {
     pub handshake: Duration,
     /// For a client to take its last replies, once its session is to end.
     pub farewell: Duration,
+    /// How long nothing may have come from a client whose replies are held back until it counts as waiting for them.
+    pub silence: Duration,
+    /// How long replies are held back at most.
+    pub silence_patience: Duration,
 }
 
 impl Default for Limits {
@@ -71,6 +75,8 @@ impl Default for Limits {
             parallel_parts: 4,
             handshake: Duration::from_secs(10),
             farewell: Duration::from_secs(3),
+            silence: Duration::from_millis(20),
+            silence_patience: Duration::from_secs(1),
         }
     }
 }

@@ -8,6 +8,9 @@
 //!   meanwhile get `ESHUTDOWN`, then the connection is closed; all this for `Limits::farewell` at most;
 //! - the connection is handed over: requests that have begun are read to their end and answered, and no byte of the next one is taken, so
 //!   that another process may go on with the same socket;
+//! - the connection is to be closed although the client goes on with another one later: replies are held back until the client, who waits for
+//!   them, sends nothing more; then it is told that nothing more is read, gets all replies at once, and the connection is closed. So it
+//!   never believes a request to be under way that is lost, unless it does not fall silent within `Limits::silence_patience`;
 //! - the connection breaks: replies go nowhere, what is in flight is awaited, since the volume is in use until then.
 
 use std::cell::Cell;
@@ -24,7 +27,7 @@ use qrbd_nbd::{
     Answer, Command, Errno, Extent, Outcome, Received, Request, Session, TransmissionError,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::payload::EnginePayload;
 use crate::volumes::Completed;
@@ -34,7 +37,16 @@ use super::in_flight::{InFlight, Progress};
 use super::intake::{Event, Intake};
 use super::outbox::{Charge, Outbox, SLICES};
 use super::replies::{STOPPING, error_of};
-use super::{Common, SCRATCH_BYTES};
+use super::{Common, Limits, SCRATCH_BYTES};
+
+/// What a session that stands in the way of the daemon's end is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// End between two requests: somebody else goes on with the socket.
+    HandOver,
+    /// Close the socket so that nothing is lost on it: nobody goes on with it, but the client with another one.
+    Close,
+}
 
 /// How a session came to its end; for the log.
 #[derive(Debug, thiserror::Error)]
@@ -48,12 +60,23 @@ pub enum End {
     /// The socket stands between two requests and may be used by somebody else.
     #[error("the connection is handed over")]
     HandedOver,
+    /// The session was asked to close, and nothing was lost on the socket.
+    #[error("the connection is closed with everything answered")]
+    Closed,
     /// The connection failed.
     #[error("{0}")]
     Broken(#[from] io::Error),
     /// The client sends something else than requests.
     #[error("{0}")]
     Garbage(#[from] TransmissionError),
+}
+
+/// Until the first of both has passed.
+struct Holding {
+    /// The client's silence so far.
+    silence: Pin<Box<Sleep>>,
+    /// The patience with it.
+    patience: Pin<Box<Sleep>>,
 }
 
 /// One session after the handshake. Ready when it is over and nothing of it is in flight.
@@ -79,9 +102,15 @@ pub struct Transmission<S, X> {
     mute: bool,
     stop: Option<Pin<Box<dyn Future<Output = ()>>>>,
     farewell: Option<Pin<Box<Sleep>>>,
-    hand_over: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    departure: Option<Pin<Box<dyn Future<Output = Departure>>>>,
     /// The session is to be handed over: nothing of a further request is read.
     leaving: bool,
+    /// Tells the client's end of the socket that nothing more is read here. What was sent before is still there.
+    stop_receiving: Option<Box<dyn FnOnce()>>,
+    /// Replies are held back.
+    holding: Option<Holding>,
+    /// The client was silent when it was told that nothing more is read.
+    silent: bool,
     /// The size of the volume as it is now, for a client that can be told of a change.
     size: Option<Rc<Cell<u64>>>,
 }
@@ -116,15 +145,24 @@ where
             mute: false,
             stop: Some(Box::pin(stop)),
             farewell: None,
-            hand_over: None,
+            departure: None,
             leaving: false,
+            stop_receiving: None,
+            holding: None,
+            silent: false,
             size: None,
         }
     }
 
-    /// The same with a signal after which the session ends as [`End::HandedOver`] once it stands between two requests.
-    pub fn until_handed_over(mut self, signal: impl Future<Output = ()> + 'static) -> Self {
-        self.hand_over = Some(Box::pin(signal));
+    /// The same with a signal after which the session ends as [`End::HandedOver`] once it stands between two requests, or as
+    /// [`End::Closed`]. `stop_receiving` shuts the socket down for what comes.
+    pub(crate) fn until(
+        mut self,
+        departure: impl Future<Output = Departure> + 'static,
+        stop_receiving: impl FnOnce() + 'static,
+    ) -> Self {
+        self.departure = Some(Box::pin(departure));
+        self.stop_receiving = Some(Box::new(stop_receiving));
         self
     }
 
@@ -231,7 +269,7 @@ where
 
     /// Writes what there is in one call.
     fn poll_write(&mut self, context: &mut Context<'_>) -> bool {
-        if self.outbox.is_empty() {
+        if self.outbox.is_empty() || self.holding.is_some() {
             return false;
         }
         let mut slices = [IoSlice::new(&[]); SLICES];
@@ -279,7 +317,11 @@ where
         match self.poll_read_stream(context) {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
-                self.finish(End::ClientLeft);
+                // A request that was cut off here was not sent, as the client sees it.
+                self.finish(match self.silent {
+                    true => End::Closed,
+                    false => End::ClientLeft,
+                });
                 true
             }
             Poll::Ready(Ok(count)) => {
@@ -471,6 +513,8 @@ where
     }
 
     fn broken(&mut self, error: io::Error) {
+        // Replies are lost after all.
+        self.end.take_if(|end| matches!(end, End::Closed));
         self.finish(End::Broken(error));
         self.silence();
     }
@@ -506,13 +550,27 @@ where
             self.stop_serving();
             any = true;
         }
-        if let Some(hand_over) = &mut self.hand_over
-            && hand_over.as_mut().poll(context).is_ready()
+        if let Some(departure) = &mut self.departure
+            && let Poll::Ready(departure) = departure.as_mut().poll(context)
         {
-            self.hand_over = None;
-            self.leaving = true;
+            self.departure = None;
+            match departure {
+                Departure::HandOver => self.leaving = true,
+                Departure::Close => {
+                    let Limits {
+                        silence,
+                        silence_patience,
+                        ..
+                    } = self.common.limits;
+                    self.holding = Some(Holding {
+                        silence: Box::pin(tokio::time::sleep(silence)),
+                        patience: Box::pin(tokio::time::sleep(silence_patience)),
+                    });
+                }
+            }
             any = true;
         }
+        any |= self.poll_silence(context);
         if let Some(farewell) = &mut self.farewell
             && !self.mute
             && farewell.as_mut().poll(context).is_ready()
@@ -522,6 +580,30 @@ where
             any = true;
         }
         any
+    }
+
+    /// Replies are held back no longer when the client waits for them, or has had its time.
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> bool {
+        let idle = self.in_flight.is_empty() && self.is_between_requests();
+        let Some(Holding { silence, patience }) = &mut self.holding else {
+            return false;
+        };
+        if !idle || self.read_now > 0 {
+            silence
+                .as_mut()
+                .reset(Instant::now() + self.common.limits.silence);
+        }
+        let silent = silence.as_mut().poll(context).is_ready();
+        let over = self.end.is_some() || patience.as_mut().poll(context).is_ready();
+        if !silent && !over {
+            return false;
+        }
+        self.holding = None;
+        self.silent = silent;
+        if let Some(stop_receiving) = self.stop_receiving.take() {
+            stop_receiving();
+        }
+        true
     }
 
     /// Called when nothing is left to do at the moment.

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::KernelDevices;
 use super::blocking::{self, Found, ReplaceError, Wanted};
 use super::remembered::Key;
-use crate::front::{DirectSession, End, socket_pair};
+use crate::front::{Departure, DirectSession, End, socket_pair};
 
 /// Before the first attempt to replace a dead socket, and between the last ones.
 const REPLACE_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -36,10 +36,22 @@ pub(super) struct Device {
     pub(super) size: Rc<Cell<u64>>,
     /// The ends of the sessions are expected.
     ending: Cell<bool>,
-    hand_over: watch::Sender<bool>,
+    departure: watch::Sender<Option<Departure>>,
     /// Sockets that stand between two requests.
     kept: RefCell<Vec<UnixStream>>,
+    /// Sockets that were closed with nothing lost on them.
+    closed: Cell<usize>,
     slots: RefCell<Vec<JoinHandle<()>>>,
+}
+
+/// How all sessions of a device ended.
+pub(super) enum Ended {
+    /// Between two requests: the sockets.
+    Kept(Vec<UnixStream>),
+    /// The sockets are closed, and nothing was lost on them.
+    Closed,
+    /// Requests may be under way that will not be answered.
+    Cut,
 }
 
 /// What became of a session.
@@ -58,8 +70,9 @@ impl Device {
             size: Rc::new(Cell::new(wanted.size)),
             wanted,
             ending: Cell::new(false),
-            hand_over: watch::Sender::new(false),
+            departure: watch::Sender::new(None),
             kept: RefCell::default(),
+            closed: Cell::new(0),
             slots: RefCell::default(),
         })
     }
@@ -91,12 +104,12 @@ impl Device {
         self.kept.borrow_mut().clear();
     }
 
-    /// Ends the sessions between two requests. Gives all sockets, or none if one of them had to be cut.
-    pub(super) async fn keep(&self) -> Vec<UnixStream> {
+    /// Ends the sessions, as `departure` says.
+    pub(super) async fn end(&self, departure: Departure) -> Ended {
         self.expect_end();
         let slots = std::mem::take(&mut *self.slots.borrow_mut());
         let count = slots.len();
-        self.hand_over.send_replace(true);
+        self.departure.send_replace(Some(departure));
         let deadline = Instant::now() + HAND_OVER_PATIENCE;
         for mut slot in slots {
             if tokio::time::timeout_at(deadline, &mut slot).await.is_err() {
@@ -105,9 +118,11 @@ impl Device {
         }
         let kept = std::mem::take(&mut *self.kept.borrow_mut());
         if kept.len() == count {
-            kept
+            Ended::Kept(kept)
+        } else if self.closed.get() == count {
+            Ended::Closed
         } else {
-            Vec::new()
+            Ended::Cut
         }
     }
 }
@@ -162,8 +177,8 @@ async fn session(device: &Rc<Device>, kernel: &Rc<KernelDevices>, socket: UnixSt
     };
     let started = socket.try_clone().and_then(|copy| {
         let size = Rc::clone(&device.size);
-        let hand_over = device.hand_over.subscribe();
-        let session = kernel.front.serve(socket, volume, size, hand_over)?;
+        let departure = device.departure.subscribe();
+        let session = kernel.front.serve(socket, volume, size, departure)?;
         Ok((copy, session))
     });
     let (copy, session) = match started {
@@ -177,6 +192,10 @@ async fn session(device: &Rc<Device>, kernel: &Rc<KernelDevices>, socket: UnixSt
     match end {
         End::HandedOver => {
             device.kept.borrow_mut().push(copy);
+            After::Over
+        }
+        End::Closed => {
+            device.closed.set(device.closed.get() + 1);
             After::Over
         }
         // The kernel must not get answers to what was asked while the role was another.

@@ -7,8 +7,8 @@
 //! - The thread that serves requests never waits for the kernel: connecting makes the kernel read from us.
 //! - A device that outlived its daemon is served again only if its users have seen the data as they are: the generation is the remembered
 //!   one and no other node can have written since. Otherwise it waits, or is disconnected if nobody uses it.
-//! - Before a resource stops with a device in use, its sessions are ended between two requests, or cut: the kernel never gets an error
-//!   because the daemon goes.
+//! - Before a resource stops with a device in use, its sessions are ended between two requests where somebody takes the sockets over, with
+//!   everything answered where nobody does, or cut if that takes too long: the kernel never gets an error because the daemon goes.
 //!
 //! Deliberately absent: listening to the driver's multicast group. It names a device, not a socket; each session sees its own end.
 

@@ -21,10 +21,12 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::blocking::{self, Found};
-use super::device::{Device, pairs};
+use super::device::{Device, Ended, pairs};
 use super::remembered::{HandedOver, Key, RememberedDevice};
 use super::{Handed, KernelDevices, SOCKETS, Unchanged, listed};
+use crate::front::Departure;
 use crate::resource::Shared;
+use crate::service_manager;
 
 /// How long a comparison with a peer may take after a promotion.
 const COMPARISON_PATIENCE: Duration = Duration::from_secs(5);
@@ -203,9 +205,9 @@ impl KernelDevices {
         }
     }
 
-    /// The resource stops although its devices are in use: they wait for the next daemon. When this returns, no session is left that could
-    /// answer with an error.
-    pub(crate) async fn keep(&self, shared: &Shared) {
+    /// The resource stops although its devices are in use: they wait for the next daemon. With `goes_on`, that is this process. When this
+    /// returns, no session is left that could answer with an error.
+    pub(crate) async fn keep(&self, shared: &Shared, goes_on: bool) {
         let resource = &*shared.name;
         let peers: Vec<u8> = shared
             .status()
@@ -214,8 +216,14 @@ impl KernelDevices {
             .filter(|peer| peer.connection == ConnectionState::Connected)
             .map(|peer| peer.node_id.0)
             .collect();
+        let departure = match goes_on || service_manager::is_there() {
+            true => Departure::HandOver,
+            false => Departure::Close,
+        };
         for device in self.devices_of(resource) {
-            let sockets = device.keep().await;
+            // From here on nothing more is taken from the kernel.
+            let stopped = SystemTime::now();
+            let ended = device.end(departure).await;
             device.cut();
             self.devices.borrow_mut().remove(&device.key);
             let path = self.places.device(device.wanted.index);
@@ -224,7 +232,7 @@ impl KernelDevices {
             let Some(remembered) = self.remembered.device(&device.key) else {
                 continue;
             };
-            if sockets.is_empty() {
+            if let Ended::Cut = ended {
                 warn!(
                     "{}: {}: requests under way are sent again to the next qrbdd",
                     device.export,
@@ -233,13 +241,15 @@ impl KernelDevices {
                 continue;
             }
             info!(
-                "{}: {} waits for the next qrbdd",
+                "{}: {} waits for the next qrbdd; what was under way is answered, after {:.3} s",
                 device.export,
-                path.display()
+                path.display(),
+                stopped.elapsed().unwrap_or_default().as_secs_f64()
             );
-            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-            let moment = since_epoch.map_or(0, |time| time.as_nanos());
-            let name = format!("nbd{}.{moment:x}", device.wanted.index);
+            let Ended::Kept(sockets) = ended else {
+                continue;
+            };
+            let name = handed_name(device.wanted.index, stopped);
             let handed = Some(HandedOver {
                 name: name.clone(),
                 count: sockets.len(),
@@ -271,6 +281,7 @@ impl KernelDevices {
             };
             self.remembered.set_device(&device.key, spent);
         }
+        let stood_still = handed.as_ref().and_then(|handed| since(&handed.name));
         let sockets = handed.map_or_else(Vec::new, |handed| {
             self.inherited_under(&handed.name, handed.count)
         });
@@ -278,7 +289,7 @@ impl KernelDevices {
         let path = places.device(wanted.index);
         if sockets.is_empty() {
             info!(
-                "{}: {} gets new sockets: what was under way is sent again",
+                "{}: {} gets new sockets: what was not answered is sent again",
                 device.export,
                 path.display()
             );
@@ -289,12 +300,16 @@ impl KernelDevices {
                 .await?
                 .map_err(|error| error.to_string())?;
         } else {
-            info!(
-                "{}: {} goes on with the sockets that were kept for it",
-                device.export,
-                path.display()
-            );
             device.serve(self, sockets);
+            info!(
+                "{}: {} goes on with the sockets that were kept for it, {}",
+                device.export,
+                path.display(),
+                match stood_still {
+                    Some(time) => format!("after {:.3} s", time.as_secs_f64()),
+                    None => "after a while".to_owned(),
+                }
+            );
         }
         self.helper(move || {
             let mut told = blocking::set_up(&places, &wanted);
@@ -355,6 +370,20 @@ impl KernelDevices {
     }
 }
 
+/// The name of a device's sockets: one of its own for each time, which also tells since when nothing is taken from them.
+fn handed_name(index: u32, stopped: SystemTime) -> String {
+    let since_epoch = stopped.duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("nbd{index}.{:x}", since_epoch.as_nanos())
+}
+
+/// How long a device has stood still whose sockets have this name. `None` if the clock was set meanwhile.
+fn since(name: &str) -> Option<Duration> {
+    let (_, moment) = name.split_once('.')?;
+    let nanoseconds = u64::from_str_radix(moment, 16).ok()?;
+    let stopped = UNIX_EPOCH + Duration::from_nanos(nanoseconds);
+    stopped.elapsed().ok()
+}
+
 /// True for the states in which a peer's data replace this node's.
 fn takes_data(state: ReplicationState) -> bool {
     matches!(
@@ -366,4 +395,22 @@ fn takes_data(state: ReplicationState) -> bool {
             | ReplicationState::PausedSyncT
             | ReplicationState::Behind
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_sockets_tells_how_long_nobody_has_read_from_them() {
+        let stopped = SystemTime::now() - Duration::from_millis(1500);
+        let name = handed_name(3, stopped);
+        assert!(name.starts_with("nbd3."), "{name}");
+        assert!(since(&name).unwrap() >= Duration::from_millis(1500));
+        // A clock that was set back, and names of somebody else.
+        let ahead = handed_name(3, SystemTime::now() + Duration::from_secs(3600));
+        assert_eq!(since(&ahead), None);
+        assert_eq!(since("nbd3"), None);
+        assert_eq!(since("nbd3.x"), None);
+    }
 }

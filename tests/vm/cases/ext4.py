@@ -3,7 +3,8 @@ import time
 
 from harness.node import demand
 
-from .steps import demand_equal_disks, give_up, hand_over_lines, take_over
+from .steps import (demand_equal_disks, demand_more, device_bytes, fill, give_up, grow_under_load, hand_over_lines, take_over,
+                    write_more)
 
 # Without the daemon's setting the kernel sends again what was under way after 30 s. The setting is looked at, not the stall: how long a
 # daemon takes to start is a matter of the machine.
@@ -59,19 +60,26 @@ def killed_daemon_costs_a_mounted_ext4_nothing_but_time(stage):
 def planned_restart_under_a_mounted_ext4_costs_nothing_but_time(stage):
     one, _ = stage.mounted()
     one.start_load()
-    begun = one.read_host("qrbdd.log").count("control socket")
-    one.run("kill -USR2 $(cat /run/daemon.pid)")
-    one.until("the daemon has replaced itself", f"[ $(grep -c 'control socket' /host/qrbdd.log) -gt {begun} ] && qrbdadm status")
-    one.until_load_goes_on("the load goes on after the daemon replaced itself")
+    lost, kept = one.lost_sockets(), len(one.pauses())
+    for turn in (1, 2):
+        begun = one.read_host("qrbdd.log").count("control socket")
+        one.run("kill -USR2 $(cat /run/daemon.pid)")
+        one.until("the daemon has replaced itself", f"[ $(grep -c 'control socket' /host/qrbdd.log) -gt {begun} ] && qrbdadm status")
+        one.until_load_goes_on("the load goes on after the daemon replaced itself")
+        one.demand_kept_socket(lost, kept + turn)
+    replaced, lines = one.longest_stall(), len(one.acknowledged())
+    # Without a service manager there is nobody to keep the socket.
     one.restart_daemon()
     one.until_load_goes_on("the load goes on after the daemon was stopped and started")
     one.stop_load()
-    stall = one.longest_stall()
+    stopped = one.longest_stall(lines)
     demand_soon_sent_again(one)
     one.demand_no_kernel_errors()
     one.until_equal()
     lines = one.demand_lines(one)
-    return f"replaced itself, then stopped and started: {lines} fsynced lines there, longest stall {stall:.1f} s"
+    pauses = ", ".join(f"{pause:.2f}" for pause in one.pauses()[kept:])
+    return (f"replaced itself twice: the device stood still for {pauses} s, longest stall {replaced:.1f} s; then stopped and started: "
+            f"longest stall {stopped:.1f} s; {lines} fsynced lines there")
 
 
 def demand_resynced(pair, one):
@@ -133,6 +141,34 @@ def power_failure_of_the_primary_loses_nothing(stage):
     return f"{lines} fsynced lines there, e2fsck clean, {size >> 20} MiB equal after the return"
 
 
+def ext4_grows_under_load_and_stays_grown(stage):
+    one, two = stage.mounted()
+    one.until_equal()
+    fill(one)
+    one.start_load()
+    size = grow_under_load(stage.pair, one, "resize2fs /dev/nbd0")
+    write_more(one)
+    # A daemon that is started on the grown device has to know how large it is now.
+    one.kill_daemon()
+    one.start_daemon()
+    one.until_load_goes_on("the load goes on after the daemon's restart")
+    demand(device_bytes(one) == size, f"the device has {device_bytes(one)} bytes after the daemon's restart, {size} before")
+    demand_more(one, one)
+    one.run("rm /data/more")
+    write_more(one)
+    one.stop_load()
+    lines = hand_over_lines(one, two)
+    demand(device_bytes(two) == size, f"the device has {size} bytes on {one.name}, {device_bytes(two)} on {two.name}")
+    demand_more(two, one)
+    give_up(two)
+    demand_equal_disks(stage.pair, two)
+    two.promote()
+    two.demand_clean_ext4()
+    two.run("mount /dev/drbd0 /data && rm /data/ballast.* /data/more")
+    stage.swap()
+    return f"{size >> 20} MiB on both nodes and after the death of the daemon, {lines} fsynced lines there, disks equal, e2fsck clean"
+
+
 TESTS = [
     the_commands_of_r0_res_give_an_ext4_that_fails_over,
     mounted_device_is_not_given_up,
@@ -141,4 +177,5 @@ TESTS = [
     killed_daemon_of_the_secondary_is_not_noticed,
     cut_link_is_survived_and_resynced,
     power_failure_of_the_primary_loses_nothing,
+    ext4_grows_under_load_and_stays_grown,
 ]

@@ -3,6 +3,7 @@
 Owns the emulator's process and both ends of the command line. A guest is gone when `kill` was called, as by a power failure: what its
 disks had taken is in their images, what was on the way is not.
 """
+import json
 import os
 import socket
 import subprocess
@@ -55,6 +56,7 @@ class Guest:
             "-kernel", os.path.join(kernel, "vmlinuz"), "-initrd", initramfs, "-append", line,
             "-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console",
             "-chardev", f"socket,id=line,path={path},server=on,wait=on",
+            "-qmp", f"unix:{self.monitor()},server=on,wait=off",
             "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=line,name=line",
             "-device", "virtio-rng-pci", "-device", "virtio-scsi-pci,id=scsi",
             "-netdev", netdev, "-device", f"virtio-net-pci,netdev=n0,mac={mac}",
@@ -78,6 +80,25 @@ class Guest:
                 time.sleep(0.02)
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
+
+    def monitor(self):
+        return os.path.join(self.folder, f"{self.name}.qmp")
+
+    def grow_disk(self, index, size):
+        """Makes a disk larger while the guest runs, as a storage system does it; the guest's kernel hears of it."""
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(60)
+            line.connect(self.monitor())
+            answers = line.makefile("r", encoding="utf-8")
+            answers.readline()
+            for command in ({"execute": "qmp_capabilities"},
+                            {"execute": "block_resize", "arguments": {"device": f"d{index}", "size": size}}):
+                line.sendall(json.dumps(command).encode() + b"\n")
+                answer = {"event": None}
+                while "event" in answer:
+                    answer = json.loads(answers.readline())
+                if "error" in answer:
+                    raise GuestError(f"{self.name}: {command}: {answer['error']}")
 
     def command_file(self, number):
         return os.path.join(self.shared, "commands", str(number))

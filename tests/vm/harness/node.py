@@ -33,6 +33,8 @@ while [ ! -e /run/stop ]; do
     echo $round >/host/busy
 done
 """
+# Of the file that the second one writes.
+NOISE_BYTES = 2 << 20
 STATE = "qrbdadm status --verbose --statistics r0 2>&1; tail -n 20 /host/qrbdd.log; dmesg | tail -n 20"
 
 
@@ -93,7 +95,7 @@ class Node:
         self.run("modprobe nbd && systemctl start qrbd")
 
     def kill_daemon(self):
-        self.run('kill -9 $(cat /run/daemon.pid); while kill -0 $(cat /run/daemon.pid) 2>/dev/null; do usleep 10000; done')
+        self.run('kill -9 $(cat /run/daemon.pid) 2>/dev/null; while kill -0 $(cat /run/daemon.pid) 2>/dev/null; do usleep 10000; done')
 
     def status(self):
         text = self.run("qrbdadm status --json r0")
@@ -118,7 +120,7 @@ class Node:
         noise = self.host_file("noise")
         if not os.path.exists(noise):
             with open(noise, "wb") as file:
-                file.write(os.urandom(2 << 20))
+                file.write(os.urandom(NOISE_BYTES))
         for name in ("errors", "busy"):
             with open(self.host_file(name), "w", encoding="utf-8"):
                 pass
@@ -149,10 +151,30 @@ class Node:
         """[(number, seconds since boot)] of the lines that were made durable."""
         return [(int(number), float(when)) for number, when in re.findall(r"^(\d+) (\S+)$", self.read_host("acknowledged"), re.MULTILINE)]
 
-    def longest_stall(self):
-        """Seconds between two acknowledged lines of this load, at most."""
-        times = [when for _, when in self.acknowledged()[self.begun:]]
+    def longest_stall(self, since=None):
+        """Seconds between two acknowledged lines of this load, at most; `since`: from so many lines on."""
+        times = [when for _, when in self.acknowledged()[self.begun if since is None else max(since - 1, 0):]]
         return max((late - early for early, late in zip(times, times[1:])), default=0.0)
+
+    # ---- the kernel's socket ----
+
+    def lost_sockets(self):
+        """How often the kernel lost its socket or got another one, by its own log."""
+        return int(self.run("dmesg | grep -cE 'nbd0: (Receive control failed|Send (control|data) failed|Request send failed|Dead connection|"
+                            "Connection timed out|reconnected socket)' || true"))
+
+    def pauses(self):
+        """Seconds for which the device stood still at each restart that went on with its sockets, by the daemon's log."""
+        return [float(seconds) for seconds in re.findall(r"goes on with the sockets that were kept for it, after (\d+\.\d+) s",
+                                                         self.read_host("qrbdd.log"))]
+
+    def demand_kept_socket(self, lost, restarts):
+        """A planned restart is none to the kernel: so many restarts went on with the very socket, and the kernel has lost none since it had
+        lost `lost`. Then no request was sent twice, and none waited for a timer of the kernel."""
+        demand(len(self.pauses()) == restarts, f"{self.name}: {len(self.pauses())} of {restarts} restarts went on with the kernel's socket:\n"
+               f"{self.read_host('qrbdd.log')[-3000:]}")
+        now = self.lost_sockets()
+        demand(now == lost, f"{self.name}: the kernel noticed a planned restart {now - lost} times:\n{self.run('dmesg | tail -n 30')}")
 
     # ---- judgement ----
 
@@ -179,4 +201,4 @@ class Node:
         return self.status()["devices"][0]["size"] * 1024
 
 
-__all__ = ["GuestError", "Node", "Wrong", "demand"]
+__all__ = ["NOISE_BYTES", "GuestError", "Node", "Wrong", "demand"]

@@ -88,6 +88,15 @@ class Pair:
         """Power failure of a guest."""
         self.guests[name].kill()
 
+    def grow_disks(self, mib):
+        """Both guests' /dev/sdb have so many MiB more, while they are in use."""
+        for guest in self:
+            size = os.path.getsize(self.images[guest.name][1]) + mib * MIB
+            guest.grow_disk(1, size)
+            # What an administrator does when his storage has grown; the kernel may have noticed by itself.
+            guest.run("echo 1 >/sys/class/block/sdb/device/rescan")
+            guest.until(f"/dev/sdb has {size} bytes", f"[ $(blockdev --getsize64 /dev/sdb) = {size} ]")
+
     def cut(self):
         """No packet passes any more, in either direction; both carriers stay."""
         for name in NAMES:

@@ -14,7 +14,7 @@ MORE_MODULES = ["nbd"]
 SYSTEMD = {"/lib/systemd/systemd": "systemd", "/bin/systemctl": "systemd"}
 SYSTEMD_UNITS = "usr/lib/systemd/system"
 REPOSITORY = os.path.dirname(os.path.dirname(HERE))
-TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs"}
+TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "mkfs.xfs": "xfsprogs", "xfs_repair": "xfsprogs", "xfs_growfs": "xfsprogs"}
 
 
 class Setting:
