@@ -1,5 +1,6 @@
-"""What is no load on a running export: QUIC alone, a resync, the memory of the daemons, the death of a Primary."""
+"""What is no load on a running export: QUIC alone, what one disk allows for two copies, a resync, the memory of the daemons, the death of a Primary."""
 import json
+import os
 import time
 
 from .loads import FILL, LOADS, fio_command, run_load
@@ -10,6 +11,7 @@ PACKETS = (8972, 1452)
 # A load that touches many extents, and the one that holds the most bytes under way.
 MEMORY_LOADS = [load for load in LOADS if load.name in ("write-4k-32", "write-1m-8")]
 FAILOVER_LOAD = next(load for load in LOADS if load.name == "write-4k-32")
+SEQUENTIAL_LOAD = next(load for load in LOADS if load.name == "write-1m-8")
 SYNC_SECONDS = 300
 
 
@@ -19,6 +21,28 @@ def raw_quinn(context, packet_bytes, seconds):
     if sample["packet_bytes"] != packet_bytes:
         raise StepFailed(f"QUIC found packets of {sample['packet_bytes']} bytes, not {packet_bytes}")
     return sample
+
+
+def two_copies(context, rounds, seconds):
+    """Both nodes' disks are on one device here. What that device allows: each of two files written at once, and one copied to the other, which is
+    what a resync does with it."""
+    files = [os.path.join(context.directory, f"copy.{number}") for number in range(2)]
+    target = ["--ioengine=io_uring", "--direct=1", f"--filename_format={context.directory}/copy.$jobnum", "--numjobs=2", "--group_reporting"]
+    command = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", "-t", "none", "-T", "none", "-m", 16, "-W", *files]
+    samples = []
+    try:
+        run_load(context.processes, FILL, target, context.size_bytes, None)
+        for number in range(rounds):
+            both = run_load(context.processes, SEQUENTIAL_LOAD, target, context.size_bytes, seconds, number + 1)
+            begun = time.monotonic()
+            context.processes.run("qemu-img", command, SYNC_SECONDS)
+            copied = context.size_bytes / (time.monotonic() - begun)
+            samples.append({"written_bytes_per_second": both["bytes_per_second"] / 2, "copied_bytes_per_second": copied})
+        return samples
+    finally:
+        for file in files:
+            if os.path.exists(file):
+                os.unlink(file)
 
 
 def resync(pair):

@@ -21,7 +21,7 @@ from .replica import Alone, ProtocolA, ProtocolB, ProtocolC, SmallPackets
 from .table import table
 
 PEERS = [RawDisk, Plain, NbdkitFile, NbdkitMemory, QemuMirror, Alone, ProtocolA, ProtocolB, ProtocolC, SmallPackets]
-EXTRAS = ["quinn", "resync", "memory", "failover"]
+EXTRAS = ["quinn", "copies", "resync", "memory", "failover"]
 MIB = 1 << 20
 
 
@@ -152,6 +152,7 @@ class Run:
             "quinn": lambda: {
                 packet: [extras.raw_quinn(self.context, packet, seconds) for _ in rounds] for packet in extras.PACKETS
             },
+            "copies": lambda: extras.two_copies(self.context, self.options.rounds, seconds),
             "resync": lambda: [extras.resync(replica) for _ in rounds],
             "memory": lambda: extras.memory(self.context, 2 * seconds),
             "failover": lambda: extras.failover(self.context, self.options.rounds),
@@ -183,8 +184,8 @@ def measure(options):
     system.install_peers(say)
     programs = system.check_programs(options.binaries or system.build(say))
     size_bytes = options.size * MIB
-    # Each pair has two disks; the file of a load that only one peer takes part in counts too.
-    directory = system.make_directory(options.directory, size_bytes * (2 * len(options.peers) + 1))
+    # Each pair has two disks; the file of a load that only one peer takes part in counts too, and the two copies.
+    directory = system.make_directory(options.directory, size_bytes * (2 * len(options.peers) + 3))
     begun = time.monotonic()
     processes = Processes(directory)
     try:

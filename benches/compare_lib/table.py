@@ -66,6 +66,13 @@ def references(record):
         p99 = quinn(record, packet, lambda sample: sample["latency_us"]["p99"])
         rows = f"{number(rate)} MB/s; 4 KiB and its answer: p50 {number(p50)} us, p99 {number(p99)} us"
         lines.append(f"  raw quinn, {packet}-byte packets: one stream {rows}")
+    if record.get("copies"):
+        written, copied = (
+            Figures(sample[what] / 1e6 for sample in record["copies"]) for what in ("written_bytes_per_second", "copied_bytes_per_second")
+        )
+        spread = f"({number(written.least)} .. {number(written.most)})"
+        lines.append(f"  both disks are on one device; two files written at once, 1 MiB sequential: each {number(written.median)} MB/s {spread}")
+        lines.append(f"  and a file copied to another one there: {number(copied.median)} MB/s ({number(copied.least)} .. {number(copied.most)})")
     if record.get("resync"):
         rate = Figures(sample["bytes"] / sample["seconds"] / 1e6 for sample in record["resync"])
         lines.append(

@@ -113,6 +113,12 @@ class Report(unittest.TestCase):
         for text in ("FLUSH makes durable of plain", "encrypted of qrbd-c", "nbdkit file: it burns"):
             self.assertIn(text, shown)
 
+    def test_what_one_disk_allows_for_two_copies_is_told_beside_what_was_reached(self):
+        rounds = [{"written_bytes_per_second": rate * 1e6, "copied_bytes_per_second": rate * 5e5} for rate in (900, 1000, 1100)]
+        shown = table.table(record(copies=rounds, resync=[{"bytes": 1 << 30, "seconds": 2}]))
+        for text in ("each 1 000 MB/s (900 .. 1 100)", "to another one there: 500 MB/s (450 .. 550)", "resync of 1024 MiB"):
+            self.assertIn(text, shown)
+
     def test_a_short_run_says_that_it_is_not_for_quoting(self):
         short = record(options={"rounds": 1, "runtime": 1, "size_bytes": 1 << 20})
         self.assertIn("not for quoting", table.table(short))
