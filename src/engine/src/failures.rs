@@ -56,12 +56,19 @@ impl<P: Payload> Engine<P> {
 
     /// A Primary that has no good data any more, neither here nor at a peer, tells the administrator: handler `pri-on-incon-degr`.
     pub(crate) fn watch_primary(&mut self) {
+        if self.role != Role::Primary {
+            for volume in &mut self.volumes {
+                volume.lacks_good_data = false;
+            }
+            return;
+        }
         for v in 0..self.volumes.len() {
-            let here = self.volumes[v].disk == DiskState::UpToDate;
-            let there = self.peers.iter().any(|peer| {
-                peer.devices[v].disk == DiskState::UpToDate || peer.returns_by.is_some()
-            });
-            let lacks = self.role == Role::Primary && !here && !there;
+            let there = || {
+                self.peers.iter().any(|peer| {
+                    peer.devices[v].disk == DiskState::UpToDate || peer.returns_by.is_some()
+                })
+            };
+            let lacks = self.volumes[v].disk != DiskState::UpToDate && !there();
             let volume = &mut self.volumes[v];
             if core::mem::replace(&mut volume.lacks_good_data, lacks) || !lacks {
                 continue;

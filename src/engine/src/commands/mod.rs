@@ -46,6 +46,9 @@ impl<P: Payload> Engine<P> {
 
     /// Tries the commands that wait again. True if one got through.
     pub(crate) fn retry_deferred(&mut self) -> bool {
+        if self.deferred.is_empty() {
+            return false;
+        }
         let mut progress = false;
         for mut deferred in core::mem::take(&mut self.deferred) {
             if matches!(deferred.command, Command::Promote { .. }) && self.awaits_fence() {
