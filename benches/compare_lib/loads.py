@@ -37,6 +37,7 @@ LOADS = [
     Load("write-4k-1-flush", "4 KiB random write, depth 1, a flush after each", "randwrite", "4k", 1, "IOPS", flush=True),
 ]
 FILL = Load("fill", "full overwrite", "write", "1M", 8, "MB/s")
+WARM = Load("warm", "everything read once", "read", "1M", 8, "MB/s")
 
 
 def fio_command(load, target, size_bytes, seconds, output, seed):
