@@ -11,8 +11,7 @@
 //! Two parts: [`Waits`] learns how long one resource waits and decides, [`BusyWait`] keeps the thread's runtime awake.
 
 use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::sched::sched_yield;
@@ -36,58 +35,54 @@ pub(crate) fn something_happens() {
     HAPPENING.set(true);
 }
 
-/// Keeps the thread's runtime from sleeping. Its invariant: `until` is 0 exactly while the task sleeps or is about to.
+/// Keeps the thread's runtime from sleeping. Its invariant: `until` is `None` exactly while the task sleeps or is about to.
 #[derive(Debug)]
 pub(crate) struct BusyWait {
-    origin: Instant,
     limit: Duration,
-    /// Nanoseconds since the origin.
-    until: AtomicU64,
+    until: Cell<Option<Instant>>,
     work: Notify,
 }
 
 impl BusyWait {
     /// Looks again for `limit` at most; never, if that is zero or if there is one processor only, which who is waited for needs. Must
-    /// be called inside the runtime.
-    pub(crate) fn start(limit: Duration) -> Arc<Self> {
+    /// be called where local tasks can be spawned.
+    pub(crate) fn start(limit: Duration) -> Rc<Self> {
         let alone = std::thread::available_parallelism().is_ok_and(|count| count.get() == 1);
         Self::start_on_several(if alone { Duration::ZERO } else { limit })
     }
 
-    fn start_on_several(limit: Duration) -> Arc<Self> {
-        let busy_wait = Arc::new(BusyWait {
-            origin: Instant::now(),
-            limit,
-            until: AtomicU64::new(0),
-            work: Notify::new(),
-        });
+    fn start_on_several(limit: Duration) -> Rc<Self> {
+        let busy_wait = Self::new(limit);
         if !limit.is_zero() {
-            // Not one of the thread's local tasks: those are woken by a system call.
-            tokio::spawn(Arc::clone(&busy_wait).run());
+            tokio::task::spawn_local(Rc::clone(&busy_wait).run());
         }
         busy_wait
     }
 
-    async fn run(self: Arc<Self>) {
+    fn new(limit: Duration) -> Rc<Self> {
+        Rc::new(BusyWait {
+            limit,
+            until: Cell::default(),
+            work: Notify::new(),
+        })
+    }
+
+    async fn run(self: Rc<Self>) {
         loop {
             self.work.notified().await;
-            while self.nanos(Instant::now()) < self.until.load(Relaxed) {
+            while self.until.get().is_some_and(|until| Instant::now() < until) {
                 if !HAPPENING.replace(false) {
                     let _ = sched_yield();
                 }
                 // When every task that is ready has run, the runtime looks at its descriptors without waiting and comes back.
                 tokio::task::yield_now().await;
             }
-            self.until.store(0, Relaxed);
+            self.until.set(None);
         }
     }
 
-    fn nanos(&self, time: Instant) -> u64 {
-        u64::try_from(time.saturating_duration_since(self.origin).as_nanos()).unwrap_or(u64::MAX)
-    }
-
     fn look_until(&self, time: Instant) {
-        if self.until.swap(self.nanos(time), Relaxed) == 0 {
+        if self.until.replace(Some(time)).is_none() {
             self.work.notify_one();
         }
     }
@@ -96,7 +91,7 @@ impl BusyWait {
 /// How long one resource waits for something to do.
 #[derive(Debug)]
 pub(crate) struct Waits {
-    busy_wait: Arc<BusyWait>,
+    busy_wait: Rc<BusyWait>,
     idle_since: Option<Instant>,
     confidence: u32,
     /// The most that was under way of late.
@@ -104,7 +99,7 @@ pub(crate) struct Waits {
 }
 
 impl Waits {
-    pub(crate) fn new(busy_wait: Arc<BusyWait>) -> Self {
+    pub(crate) fn new(busy_wait: Rc<BusyWait>) -> Self {
         Waits {
             busy_wait,
             idle_since: None,
@@ -156,18 +151,15 @@ impl Waits {
 
 #[cfg(test)]
 mod tests {
+    use tokio::runtime::LocalOptions;
+
     use super::*;
 
     const LIMIT: Duration = Duration::from_micros(200);
 
     /// Waits of a thread whose runtime is not there: decisions alone.
     fn waits() -> Waits {
-        Waits::new(Arc::new(BusyWait {
-            origin: Instant::now(),
-            limit: LIMIT,
-            until: AtomicU64::new(0),
-            work: Notify::new(),
-        }))
+        Waits::new(BusyWait::new(LIMIT))
     }
 
     /// One wait; whether it was spent looking.
@@ -225,16 +217,16 @@ mod tests {
     fn the_runtime_looks_as_long_as_it_was_told_and_sleeps_afterwards() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .build()
+            .build_local(LocalOptions::default())
             .unwrap();
         runtime.block_on(async {
             let busy_wait = BusyWait::start_on_several(LIMIT);
             for _ in 0..3 {
                 busy_wait.look_until(Instant::now() + Duration::from_millis(20));
                 tokio::task::yield_now().await;
-                assert_ne!(busy_wait.until.load(Relaxed), 0);
+                assert!(busy_wait.until.get().is_some());
                 tokio::time::timeout(Duration::from_secs(20), async {
-                    while busy_wait.until.load(Relaxed) != 0 {
+                    while busy_wait.until.get().is_some() {
                         tokio::time::sleep(Duration::from_millis(1)).await;
                     }
                 })

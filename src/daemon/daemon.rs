@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -43,7 +42,7 @@ pub(crate) struct Daemon {
     key: KeySource,
     clock: Clock,
     reactor: UringReactor,
-    busy_wait: Arc<BusyWait>,
+    busy_wait: Rc<BusyWait>,
     pub(crate) tcp_fronts: TcpFronts,
     locks: RefCell<HashMap<String, Rc<Mutex<()>>>>,
     /// What was told once of the configuration.
@@ -138,7 +137,7 @@ impl Daemon {
             handlers,
             self.key.clone(),
         );
-        tokio::task::spawn_local(shared.owner(Arc::clone(&self.busy_wait)));
+        tokio::task::spawn_local(shared.owner(Rc::clone(&self.busy_wait)));
         self.volumes.insert(&shared);
         Ok(shared)
     }

@@ -69,7 +69,7 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves clients of a Unix socket until `shutdown`, then answers what is in flight and closes all connections within a few
-/// seconds. Must run in a `LocalSet`.
+/// seconds. Must run where local tasks can be spawned.
 pub async fn serve_unix<E: Exports>(
     exports: E,
     listener: UnixListener,

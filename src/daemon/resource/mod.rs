@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -133,7 +132,7 @@ impl Shared {
     }
 
     /// The future that drives the resource until [`Shared::stop`].
-    pub(crate) fn owner(self: &Rc<Self>, busy_wait: Arc<BusyWait>) -> Owner {
+    pub(crate) fn owner(self: &Rc<Self>, busy_wait: Rc<BusyWait>) -> Owner {
         Owner {
             shared: Rc::clone(self),
             timer: None,
