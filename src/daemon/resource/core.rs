@@ -423,7 +423,7 @@ impl Core {
             }
         };
         let name = "fence-peer";
-        let Some(command) = self.plan.handlers.get(name) else {
+        let Some(call) = self.handler_call(name, Some(peer), None) else {
             warn!(
                 "{}: there is no {name} handler, but `fencing` asks for one: nobody can tell whether {} goes on",
                 self.plan.name,
@@ -433,14 +433,6 @@ impl Core {
             tokio::task::spawn_local(async move { answer(None) });
             return;
         };
-        let call = HandlerCall::new(
-            &self.plan,
-            &self.engine.status(),
-            name,
-            command,
-            Some(peer),
-            None,
-        );
         self.handlers.run_now(call, answer);
     }
 
@@ -452,19 +444,11 @@ impl Core {
                 shared.push(Incoming::HandlerAnswered { id, exit_code });
             }
         };
-        let Some(command) = self.plan.handlers.get(name) else {
+        let Some(call) = self.handler_call(name, Some(peer), Some(volume)) else {
             // It was there a moment ago.
             tokio::task::spawn_local(async move { answer(Some(0)) });
             return;
         };
-        let call = HandlerCall::new(
-            &self.plan,
-            &self.engine.status(),
-            name,
-            command,
-            Some(peer),
-            Some(volume),
-        );
         self.handlers.ask(call, answer);
     }
 
@@ -492,16 +476,23 @@ impl Core {
         if name == "pri-lost" && !peer.is_some_and(calls_pri_lost) {
             return;
         }
-        if let Some(command) = self.plan.handlers.get(name) {
-            self.handlers.call(HandlerCall::new(
-                &self.plan,
-                &self.engine.status(),
-                name,
-                command,
-                peer,
-                volume,
-            ));
+        if let Some(call) = self.handler_call(name, peer, volume) {
+            self.handlers.call(call);
         }
+    }
+
+    /// A call of a handler as things are now; `None` if there is no such handler.
+    fn handler_call(
+        &self,
+        name: &'static str,
+        peer: Option<NodeId>,
+        volume: Option<VolumeNumber>,
+    ) -> Option<HandlerCall> {
+        let command = self.plan.handlers.get(name)?;
+        let status = self.engine.status();
+        Some(HandlerCall::new(
+            &self.plan, &status, name, command, peer, volume,
+        ))
     }
 
     fn log(&self, notice: &Notice) {

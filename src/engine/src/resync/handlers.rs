@@ -152,13 +152,12 @@ impl<P: Payload> Engine<P> {
         );
         let serves = self.role == Role::Primary
             && (self.peers[p].devices[v].mine.as_ref()).is_some_and(|mine| mine.attached_anew);
+        self.decision(Some(p), Some(v), name, text.clone());
         if serves {
             // This Primary's clients live on the peer's data: it is the disk that goes, not the connection.
-            self.decision(Some(p), Some(v), name, text);
             self.peers[p].devices[v].hold = false;
             return self.fail_disk(v, name);
         }
-        self.decision(Some(p), Some(v), name, text.clone());
         self.send(
             p,
             Message::Goodbye {
