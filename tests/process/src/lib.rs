@@ -13,6 +13,7 @@
 
 pub mod configuration;
 pub mod file_system;
+pub mod handler;
 pub mod journal;
 pub mod load;
 pub mod node;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use qrbd_process_tests::configuration::Options;
+use qrbd_process_tests::handler::assert_told;
 use qrbd_process_tests::load::{self, Load};
 use qrbd_process_tests::pair::{Pair, PairOptions, SYNC_LIMIT};
 use qrbd_process_tests::wait;
@@ -99,17 +100,15 @@ fn a_primary_with_stonith_waits_for_the_handler_and_loses_nothing() {
     let mut load = start_load(pair, "12");
     pair.relay().cut_both();
     let environment = fenced.wait_called();
-    for line in [
-        "DRBD_RESOURCE=r0",
-        "DRBD_PEER=bob",
-        "DRBD_PEER_NODE_ID=1",
-        "UP_TO_DATE_NODES=0x1",
-    ] {
-        assert!(
-            environment.lines().any(|said| said == line),
-            "{line}: {environment}"
-        );
-    }
+    assert_told(
+        &environment,
+        &[
+            "DRBD_RESOURCE=r0",
+            "DRBD_PEER=bob",
+            "DRBD_PEER_NODE_ID=1",
+            "UP_TO_DATE_NODES=0x1",
+        ],
+    );
     let status = pair.alice.command("status");
     assert!(status.contains("suspended:fencing"), "{status}");
     let records = demand_silence(&load);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use qrbd_process_tests::configuration::Options;
+use qrbd_process_tests::handler::assert_told;
 use qrbd_process_tests::node::Node;
 use qrbd_process_tests::pair::{Pair, PairOptions, SYNC_LIMIT};
 use qrbd_process_tests::wait;
@@ -83,17 +84,15 @@ fn a_resync_begins_when_the_targets_handler_allows_it_and_not_before() {
     handled.pair.bob.start_and_up();
     let environment = handled.wait_called("before");
     pair = &handled.pair;
-    for line in [
-        "DRBD_RESOURCE=r0",
-        "DRBD_VOLUME=0",
-        "DRBD_PEER=alice",
-        "DRBD_PEER_NODE_ID=0",
-    ] {
-        assert!(
-            environment.lines().any(|said| said == line),
-            "{line}: {environment}"
-        );
-    }
+    assert_told(
+        &environment,
+        &[
+            "DRBD_RESOURCE=r0",
+            "DRBD_VOLUME=0",
+            "DRBD_PEER=alice",
+            "DRBD_PEER_NODE_ID=0",
+        ],
+    );
     pair.bob
         .wait_status("refused by its handler", SOON, |status| {
             status.connection_state() == "StandAlone"
@@ -133,10 +132,5 @@ fn a_primary_that_has_no_good_data_any_more_calls_its_handler() {
     write(&handled.pair.alice, 2);
     handled.pair.bob.kill();
     let environment = handled.wait_called("degraded");
-    for line in ["DRBD_RESOURCE=r0", "DRBD_VOLUME=0"] {
-        assert!(
-            environment.lines().any(|said| said == line),
-            "{line}: {environment}"
-        );
-    }
+    assert_told(&environment, &["DRBD_RESOURCE=r0", "DRBD_VOLUME=0"]);
 }

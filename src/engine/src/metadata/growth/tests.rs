@@ -48,6 +48,12 @@ impl Device {
         }
     }
 
+    fn write(&mut self, image: &MetadataImage) {
+        for step in image.write_steps() {
+            self.run(&step);
+        }
+    }
+
     fn keep(&mut self, mut kept: impl FnMut(usize) -> bool) {
         for (index, (at, sector)) in self.cache.drain(..).enumerate() {
             if kept(index) {
@@ -87,17 +93,22 @@ impl Device {
     }
 }
 
-/// A device that grew under a running volume: bits are set, the log holds extents.
-fn running(max_peers: u8) -> (Device, Backing) {
-    let options = CreateOptions {
+/// Metadata of a new volume for a device of that size.
+fn new_metadata(device_bytes: u64, max_peers: u8, device_uuid: u64) -> MetadataImage {
+    image::create(&CreateOptions {
         placement: Placement::Internal,
-        device_bytes: OLD,
+        device_bytes,
         max_peers,
         node_id: NodeId(0),
-        device_uuid: UUID,
+        device_uuid,
         al_slots: 9,
-    };
-    let mut image = image::create(&options).unwrap();
+    })
+    .unwrap()
+}
+
+/// A device that grew under a running volume: bits are set, the log holds extents.
+fn running(max_peers: u8) -> (Device, Backing) {
+    let mut image = new_metadata(OLD, max_peers, UUID);
     image.superblock.allocate_slot(NodeId(1)).unwrap();
     image.superblock.effective_bytes = image.layout.data_bytes;
     image.bitmaps[0].set(5..7);
@@ -106,9 +117,7 @@ fn running(max_peers: u8) -> (Device, Backing) {
         durable: vec![0xA5; LARGER as usize],
         cache: Vec::new(),
     };
-    for step in image.write_steps() {
-        device.run(&step);
-    }
+    device.write(&image);
     let (mut ring, steps) = image.start_log_steps(9);
     for step in &steps {
         device.run(step);
@@ -284,17 +293,7 @@ fn an_old_place_that_the_volume_has_grown_over_since_is_left_alone() {
 #[test]
 fn what_another_volume_left_at_the_end_does_not_count_against_a_move_to_there() {
     let (mut device, _) = running(1);
-    let options = CreateOptions {
-        placement: Placement::Internal,
-        device_bytes: NEW,
-        max_peers: 1,
-        node_id: NodeId(0),
-        device_uuid: 0xBEEF,
-        al_slots: 9,
-    };
-    for step in image::create(&options).unwrap().write_steps() {
-        device.run(&step);
-    }
+    device.write(&new_metadata(NEW, 1, 0xBEEF));
     let image = device.load(NEW, Some(MOVING)).unwrap();
     is_whole(&image);
     assert_eq!(image.layout.device_bytes, OLD);
@@ -305,17 +304,7 @@ fn what_another_volume_left_at_the_end_does_not_count_against_a_move_to_there() 
 fn nothing_that_an_earlier_life_left_at_the_new_end_takes_part() {
     // The same volume was larger once: whole metadata of it, older, lie at the new end.
     let (mut device, mut backing) = running(1);
-    let options = CreateOptions {
-        placement: Placement::Internal,
-        device_bytes: NEW,
-        max_peers: 1,
-        node_id: NodeId(0),
-        device_uuid: UUID,
-        al_slots: 9,
-    };
-    for step in image::create(&options).unwrap().write_steps() {
-        device.run(&step);
-    }
+    device.write(&new_metadata(NEW, 1, UUID));
     let found = device.load(NEW, Some(KNOWN)).unwrap();
     assert_eq!(found.layout.device_bytes, OLD);
     is_whole(&found);
@@ -331,17 +320,7 @@ fn nothing_that_an_earlier_life_left_at_the_new_end_takes_part() {
 #[test]
 fn a_device_whose_end_belongs_to_another_volume_is_refused_with_both_named() {
     let (mut device, _) = running(1);
-    let options = CreateOptions {
-        placement: Placement::Internal,
-        device_bytes: NEW,
-        max_peers: 1,
-        node_id: NodeId(0),
-        device_uuid: 0xBEEF,
-        al_slots: 9,
-    };
-    for step in image::create(&options).unwrap().write_steps() {
-        device.run(&step);
-    }
+    device.write(&new_metadata(NEW, 1, 0xBEEF));
     let error = device.load(NEW, Some(KNOWN)).unwrap_err().to_string();
     for part in ["BEEF", "FEED", "create-md", &OLD.to_string()] {
         assert!(error.contains(part), "{part} in {error}");
