@@ -56,10 +56,8 @@ impl<P: Payload> Engine<P> {
 
     /// A Primary that has no good data any more, neither here nor at a peer, tells the administrator: handler `pri-on-incon-degr`.
     pub(crate) fn watch_primary(&mut self) {
+        // What is remembered from an earlier time as Primary does not count: with good data within reach alone a node becomes Primary.
         if self.role != Role::Primary {
-            for volume in &mut self.volumes {
-                volume.lacks_good_data = false;
-            }
             return;
         }
         for v in 0..self.volumes.len() {
