@@ -166,7 +166,7 @@ impl<P: Payload> Engine<P> {
     /// The next effect.
     pub fn poll(&mut self) -> Option<Effect<P>> {
         if self.effects.is_empty() {
-            self.send_acknowledgements();
+            self.send_reports();
         }
         self.effects.pop_front()
     }
@@ -184,6 +184,7 @@ impl<P: Payload> Engine<P> {
             consider(peer.handshake_deadline);
             consider(peer.settle_deadline);
             consider(peer.idle_barrier);
+            consider(peer.reports.due);
             if peer.session.is_some() && peer.connection == ConnectionState::Connected {
                 consider(Some(peer.ping.map_or(
                     peer.last_heard.after(peer.config.ping_interval),

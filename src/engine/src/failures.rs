@@ -12,6 +12,7 @@ use crate::api::{Effect, IoError, Payload};
 use crate::engine::Engine;
 use crate::generation::Identifiers;
 use crate::limits;
+use crate::reports::Reports;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::units::{ByteRange, Generation, NodeId, VolumeNumber};
 use crate::volume::After;
@@ -94,8 +95,7 @@ impl<P: Payload> Engine<P> {
         self.peers[p].stalled = None;
         self.peers[p].idle_barrier = None;
         self.peers[p].granted = None;
-        self.peers[p].acks_written.clear();
-        self.peers[p].epoch_durable = None;
+        self.peers[p].reports = Reports::default();
         self.peers[p].bitmap_parts = 0;
         self.peers[p].role = Role::Unknown;
         for v in 0..self.volumes.len() {

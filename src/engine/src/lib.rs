@@ -28,6 +28,7 @@ mod mirror;
 mod peer;
 mod random;
 mod receiver;
+mod reports;
 mod request;
 mod resync;
 pub mod split_brain;

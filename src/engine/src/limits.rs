@@ -20,6 +20,12 @@ pub const DEFAULT_AL_EXTENTS: u32 = 1237;
 pub const MAX_BUFFERED_OPERATIONS: usize = 16_384;
 /// Operations sent to a peer and not yet written there, above which clients are slowed.
 pub const MAX_UNWRITTEN_OPERATIONS: usize = 8_192;
+/// Milliseconds for which a report that no client waits for is gathered with those that follow,
+pub const REPORT_GATHER_MS: u64 = 2;
+/// or until it tells of so many operations,
+pub const REPORT_OPERATIONS: usize = 32;
+/// or of so many bytes: far less than the Primary lets wait before it slows its clients.
+pub const REPORT_BYTES: u64 = 512 << 10;
 /// Milliseconds without a new write after which an open epoch is closed, so that its entries can retire.
 pub const IDLE_BARRIER_MS: u64 = 100;
 /// Milliseconds that a command waits for the state to settle.

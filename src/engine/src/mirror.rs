@@ -3,8 +3,6 @@
 //! An operation that was received is carried out even if the connection ends meanwhile: under protocol B its receipt was
 //! already a promise (W2). Nothing is acknowledged before the disk has it (W3), no barrier before the flush (W7).
 
-use alloc::vec::Vec;
-
 use crate::api::{Effect, IoError, Payload, SessionId};
 use crate::engine::{Engine, IoOwner};
 use crate::interval::IntervalKind;
@@ -128,10 +126,8 @@ impl<P: Payload> Engine<P> {
                     self.peers[p].receiver.flushed();
                 }
                 Step::Durable { epoch } => {
-                    // Written operations are reported before the barrier that covers them.
-                    self.flush_acknowledgements(p);
                     if self.receiver_is_current(p) {
-                        self.peers[p].epoch_durable = Some(epoch);
+                        self.peers[p].reports.durable = Some(epoch);
                     }
                 }
             }
@@ -270,11 +266,17 @@ impl<P: Payload> Engine<P> {
         let v = self.peers[p].received[key].operation.volume;
         let (operation, current) = self.end_received(p, key);
         match result {
-            Ok(()) if current => self.peers[p].acks_written.push(operation.sequence),
+            Ok(()) if current => {
+                let bytes = match operation.kind {
+                    ReceivedKind::Write(_) => operation.range.length,
+                    _ => 0,
+                };
+                (self.peers[p].reports).written(operation.sequence, bytes);
+            }
             Ok(()) => {}
             Err(error) => {
                 if current {
-                    self.flush_acknowledgements(p);
+                    self.report(p);
                     self.send(
                         p,
                         Message::Failed {
@@ -366,7 +368,7 @@ impl<P: Payload> Engine<P> {
     }
 
     /// True while the connection stands on which the receiver's operations came.
-    fn receiver_is_current(&self, p: usize) -> bool {
+    pub(crate) fn receiver_is_current(&self, p: usize) -> bool {
         self.peers[p].session.is_some() && self.peers[p].receiver_session == self.peers[p].session
     }
 
@@ -375,59 +377,6 @@ impl<P: Payload> Engine<P> {
     fn receiver_lost_durability(&mut self, p: usize) {
         if self.receiver_is_current(p) {
             self.drop_session(p, ConnectionState::BrokenPipe, "disk-lost-before-flush");
-        }
-    }
-
-    // ---- acknowledgements -------------------------------------------------------------------------------------------------------
-
-    /// Sends what gathered since the last time, as few messages as possible.
-    pub(crate) fn send_acknowledgements(&mut self) {
-        for p in 0..self.peers.len() {
-            self.flush_acknowledgements(p);
-        }
-    }
-
-    pub(crate) fn flush_acknowledgements(&mut self, p: usize) {
-        if self.peers[p].session.is_none() {
-            self.peers[p].acks_written.clear();
-            self.peers[p].epoch_durable = None;
-            return;
-        }
-        if self.peers[p].config.protocol == Protocol::B {
-            let through = self.peers[p].receiver.received_through();
-            if through > self.peers[p].acks_received && self.receiver_is_current(p) {
-                self.peers[p].acks_received = through;
-                self.send(p, Message::Received { through });
-            }
-        }
-        self.report_written(p);
-        // An epoch is reported with the write that follows it: at depth 1 a packet of its own, with its wake-up at the Primary, would
-        // cost as much as the report of the write. A write that is under way ends, so the report is never held back for long.
-        if !self.peers[p].receiver.is_writing()
-            && let Some(epoch) = self.peers[p].epoch_durable.take()
-        {
-            self.send(p, Message::BarrierAck { epoch });
-        }
-    }
-
-    fn report_written(&mut self, p: usize) {
-        if self.peers[p].acks_written.is_empty() {
-            return;
-        }
-        if let Some(epoch) = self.peers[p].epoch_durable.take() {
-            self.send(p, Message::BarrierAck { epoch });
-        }
-        let mut sequences = core::mem::take(&mut self.peers[p].acks_written);
-        sequences.sort_unstable();
-        let mut runs: Vec<(u64, u32)> = Vec::new();
-        for sequence in sequences {
-            match runs.last_mut() {
-                Some((first, count)) if *first + u64::from(*count) == sequence => *count += 1,
-                _ => runs.push((sequence, 1)),
-            }
-        }
-        for (first, count) in runs {
-            self.send(p, Message::Written { first, count });
         }
     }
 }

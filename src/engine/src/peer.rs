@@ -13,6 +13,7 @@ use crate::config::PeerConfig;
 use crate::fencing::Fence;
 use crate::interval::IntervalId;
 use crate::receiver::{Received, Receiver};
+use crate::reports::Reports;
 use crate::resync::Asked;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::transfer_log::TransferLog;
@@ -230,12 +231,7 @@ pub(crate) struct Peer<P> {
     pub resync_writes: Slab<TargetOperation<P>>,
     /// Parts of bitmaps that were sent and not taken up, of all volumes.
     pub bitmap_parts: usize,
-    /// Numbers written since the last acknowledgement was sent.
-    pub acks_written: Vec<u64>,
-    /// Last number whose receipt was reported.
-    pub acks_received: u64,
-    /// Newest epoch that is durable here and was not reported: it travels with the next report of a write, if one is under way.
-    pub epoch_durable: Option<u64>,
+    pub reports: Reports,
     /// Requests that wait for an epoch to be durable at the peer: (request, epoch).
     pub barrier_waiters: Vec<(usize, u64)>,
     pub last_heard: Time,
@@ -279,9 +275,7 @@ impl<P> Peer<P> {
             received: Slab::new(),
             resync_writes: Slab::new(),
             bitmap_parts: 0,
-            acks_written: Vec::new(),
-            acks_received: 0,
-            epoch_durable: None,
+            reports: Reports::default(),
             barrier_waiters: Vec::new(),
             last_heard: Time(0),
             heard_in: 0,

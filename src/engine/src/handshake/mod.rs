@@ -94,9 +94,7 @@ impl<P: Payload> Engine<P> {
         let peer = &mut self.peers[p];
         peer.receiver = crate::receiver::Receiver::new();
         peer.receiver_session = session;
-        peer.acks_received = 0;
-        peer.acks_written.clear();
-        peer.epoch_durable = None;
+        peer.reports = crate::reports::Reports::default();
         peer.log = crate::transfer_log::TransferLog::new();
         for (device, mine) in peer.devices.iter_mut().zip(&hello.volumes) {
             device.round = 1;

@@ -90,6 +90,8 @@ pub struct Pair {
     pub hold_back: Option<fn(&Message<Bytes>) -> bool>,
     pub held_back: VecDeque<(usize, SessionId, Message<Bytes>)>,
     /// Parts of bitmaps that were sent, and the most that were on their way at the same time.
+    /// What the nodes reported of received operations.
+    pub reports: Vec<Message<Bytes>>,
     pub bitmap_parts: usize,
     pub most_bitmap_parts: usize,
 }
@@ -193,6 +195,7 @@ impl Pair {
             held_back: VecDeque::new(),
             bitmap_parts: 0,
             most_bitmap_parts: 0,
+            reports: Vec::new(),
         }
     }
 
@@ -389,6 +392,12 @@ impl Pair {
                 {
                     self.resync_bytes += u64::from(range.length);
                     self.resync_ranges.push(*range);
+                }
+                if let Message::Received { .. }
+                | Message::Written { .. }
+                | Message::BarrierAck { .. } = &message
+                {
+                    self.reports.push(message.clone());
                 }
                 let wire = match self.hold_back {
                     Some(held) if held(&message) => &mut self.held_back,
