@@ -317,12 +317,13 @@ impl Core {
                 io,
                 range,
                 payload,
+                durable,
             } => {
                 let credit = payload.credit();
                 let operation = qrbd_disk::Operation::Write {
                     offset: range.offset,
                     payload: payload.into_data(),
-                    durable: false,
+                    durable,
                 };
                 self.disks
                     .submit(volume, io, Target::Data, operation, credit);

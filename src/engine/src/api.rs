@@ -381,6 +381,8 @@ pub enum Effect<P> {
         range: ByteRange,
         /// The bytes.
         payload: P,
+        /// The answer says that it is durable, as if a flush had followed.
+        durable: bool,
     },
     /// Discard on the backing disk. The shell makes the range read as zeroes.
     Discard {

@@ -106,7 +106,7 @@ impl<P: Payload> Engine<P> {
         while let Some(step) = self.peers[p].receiver.next_step() {
             progress = true;
             match step {
-                Step::Start(operation) => self.enter_received(p, operation),
+                Step::Start { operation, durable } => self.enter_received(p, operation, durable),
                 Step::Flush { volume: v } => {
                     if !self.volumes[v].usable() {
                         // The disk went away with unflushed writes of this epoch in its cache.
@@ -135,7 +135,7 @@ impl<P: Payload> Engine<P> {
         progress
     }
 
-    fn enter_received(&mut self, p: usize, operation: Received<P>) {
+    fn enter_received(&mut self, p: usize, operation: Received<P>, durable: bool) {
         let (v, range) = (operation.volume, operation.range);
         let kind = match operation.kind {
             ReceivedKind::Read => IntervalKind::PeerRead,
@@ -144,6 +144,7 @@ impl<P: Payload> Engine<P> {
         let session = self.peers[p].receiver_session;
         let key = self.peers[p].received.insert(ReceivedOperation {
             operation,
+            durable,
             lock: None,
             logged: false,
             session,
@@ -169,7 +170,8 @@ impl<P: Payload> Engine<P> {
     }
 
     pub(crate) fn start_received(&mut self, p: usize, key: usize) {
-        let operation = self.peers[p].received[key].operation.clone();
+        let received = &self.peers[p].received[key];
+        let (operation, durable) = (received.operation.clone(), received.durable);
         let (v, range) = (operation.volume, operation.range);
         let number = self.volumes[v].number;
         let readable = self.volumes[v].disk == DiskState::UpToDate;
@@ -204,6 +206,7 @@ impl<P: Payload> Engine<P> {
                     io,
                     range,
                     payload,
+                    durable: durable && self.volumes[v].config.disk_flushes,
                 }
             }
             ReceivedKind::Discard => {
@@ -239,6 +242,7 @@ impl<P: Payload> Engine<P> {
     fn end_received(&mut self, p: usize, key: usize) -> (Received<P>, bool) {
         let ReceivedOperation {
             operation,
+            durable: _,
             lock,
             logged,
             session,
@@ -263,7 +267,11 @@ impl<P: Payload> Engine<P> {
         key: usize,
         result: Result<(), IoError>,
     ) {
-        let v = self.peers[p].received[key].operation.volume;
+        let received = &self.peers[p].received[key];
+        let v = received.operation.volume;
+        if result.is_err() && received.durable {
+            self.peers[p].receiver.not_durable(v);
+        }
         let (operation, current) = self.end_received(p, key);
         match result {
             Ok(()) if current => {

@@ -24,6 +24,8 @@ use crate::wire::{Hello, VolumeHello};
 #[derive(Debug)]
 pub(crate) struct ReceivedOperation<P> {
     pub operation: Received<P>,
+    /// It must be durable when it ends.
+    pub durable: bool,
     pub lock: Option<IntervalId>,
     /// It holds references on activity-log extents (this node tracks what the Primary's disk misses).
     pub logged: bool,
@@ -257,6 +259,7 @@ pub(crate) struct Peer<P> {
 impl<P> Peer<P> {
     pub fn new(config: PeerConfig, volumes: usize) -> Self {
         Peer {
+            receiver: Receiver::new(config.protocol),
             config,
             connection: ConnectionState::StandAlone,
             session: None,
@@ -270,7 +273,6 @@ impl<P> Peer<P> {
             settle_deadline: None,
             devices: (0..volumes).map(|_| PeerDevice::new()).collect(),
             log: TransferLog::new(),
-            receiver: Receiver::new(),
             receiver_session: None,
             received: Slab::new(),
             resync_writes: Slab::new(),

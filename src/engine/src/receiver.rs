@@ -8,15 +8,20 @@
 //! all ended), it begins at once. A client that writes one block after another then finds it done, or nearly so, when its next block
 //! arrives. If the guess was wrong, what came later is flushed as well.
 //!
+//! Where no client waits for the report of a write (protocols A and B), the only write of an epoch, as far as one can tell, is made durable
+//! by itself: one operation of the disk instead of two, one after the other. A client that writes one block after another is slowed to
+//! the pace of the peer's epochs as soon as enough of them wait there.
+//!
 //! Invariants: `epochs` holds consecutive epochs, only the first is being written; `pending` counts its operations that have
-//! not ended; `touched` names the volumes with operations that began after the last flush of them was asked for, so an
-//! epoch is durable when it is closed and has nothing pending, touched or being flushed.
+//! not ended; `touched` names the volumes with operations that began after the last flush of them was asked for and are not durable by
+//! themselves, so an epoch is durable when it is closed and has nothing pending, touched or being flushed.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::limits::MAX_BUFFERED_OPERATIONS;
 use crate::units::ByteRange;
+use crate::wire::message::Protocol;
 
 /// What a received operation does to the disk.
 #[derive(Clone, Debug)]
@@ -51,6 +56,12 @@ pub struct Received<P> {
     pub kind: ReceivedKind<P>,
 }
 
+impl<P> Received<P> {
+    fn is_read(&self) -> bool {
+        matches!(self.kind, ReceivedKind::Read)
+    }
+}
+
 #[derive(Debug)]
 struct Epoch<P> {
     number: u64,
@@ -76,13 +87,33 @@ impl<P> Epoch<P> {
             flushing: 0,
         }
     }
+
+    fn touch(&mut self, volume: usize) {
+        if !self.touched.contains(&volume) {
+            self.touched.push(volume);
+        }
+    }
+
+    /// The operation is carried out now.
+    fn start(&mut self, operation: Received<P>, durable: bool) -> Step<P> {
+        self.pending += 1;
+        if !operation.is_read() && !durable {
+            self.touch(operation.volume);
+        }
+        Step::Start { operation, durable }
+    }
 }
 
 /// What to do next.
 #[derive(Debug)]
 pub enum Step<P> {
     /// Carry the operation out.
-    Start(Received<P>),
+    Start {
+        /// The operation.
+        operation: Received<P>,
+        /// It is a write that must be durable when it ends.
+        durable: bool,
+    },
     /// Flush the backing device of this volume for the epoch being written.
     Flush {
         /// Index of the volume.
@@ -107,13 +138,16 @@ pub struct Receiver<P> {
     last_operations: usize,
     buffered: usize,
     steps: VecDeque<Step<P>>,
+    /// A client waits for the report of each write.
+    awaited: bool,
 }
 
 impl<P> Receiver<P> {
     /// The lane of a new connection.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(protocol: Protocol) -> Self {
         Receiver {
+            awaited: protocol == Protocol::C,
             next_sequence: 1,
             epochs: VecDeque::new(),
             next_epoch: 1,
@@ -127,10 +161,9 @@ impl<P> Receiver<P> {
     /// True if writes to this volume wait for their epoch.
     #[must_use]
     pub fn holds_writes(&self, volume: usize) -> bool {
-        let waits = |operation: &Received<P>| {
-            operation.volume == volume && !matches!(operation.kind, ReceivedKind::Read)
-        };
-        let starts = |step: &Step<P>| matches!(step, Step::Start(operation) if waits(operation));
+        let waits = |operation: &Received<P>| operation.volume == volume && !operation.is_read();
+        let starts =
+            |step: &Step<P>| matches!(step, Step::Start { operation, .. } if waits(operation));
         self.epochs
             .iter()
             .flat_map(|epoch| &epoch.waiting)
@@ -144,7 +177,7 @@ impl<P> Receiver<P> {
         if self.buffered >= MAX_BUFFERED_OPERATIONS {
             return false;
         }
-        let is_read = matches!(operation.kind, ReceivedKind::Read);
+        let is_read = operation.is_read();
         let number = if is_read {
             self.newest_epoch()
         } else {
@@ -165,17 +198,17 @@ impl<P> Receiver<P> {
             self.epochs.push_back(Epoch::new(number));
         }
         let first = self.epochs.len() == 1;
+        let ones = !self.awaited && self.last_operations == 1;
         let Some(epoch) = self.epochs.back_mut() else {
             return false;
         };
         self.buffered += 1;
         epoch.operations += usize::from(!is_read);
         if first {
-            epoch.pending += 1;
-            if !is_read && !epoch.touched.contains(&operation.volume) {
-                epoch.touched.push(operation.volume);
-            }
-            self.steps.push_back(Step::Start(operation));
+            let durable =
+                ones && epoch.operations == 1 && matches!(operation.kind, ReceivedKind::Write(_));
+            let step = epoch.start(operation, durable);
+            self.steps.push_back(step);
         } else {
             epoch.waiting.push(operation);
         }
@@ -217,6 +250,13 @@ impl<P> Receiver<P> {
         self.advance();
     }
 
+    /// A write that was to be durable by itself failed: what reached the volume's disk needs a flush after all.
+    pub fn not_durable(&mut self, volume: usize) {
+        if let Some(epoch) = self.epochs.front_mut() {
+            epoch.touch(volume);
+        }
+    }
+
     /// A flush asked for by [`Step::Flush`] ended.
     pub fn flushed(&mut self) {
         if let Some(epoch) = self.epochs.front_mut() {
@@ -251,14 +291,11 @@ impl<P> Receiver<P> {
 
     fn open_first(&mut self) {
         if let Some(epoch) = self.epochs.front_mut() {
+            let alone = !self.awaited && epoch.operations == 1;
             for operation in core::mem::take(&mut epoch.waiting) {
-                epoch.pending += 1;
-                if !matches!(operation.kind, ReceivedKind::Read)
-                    && !epoch.touched.contains(&operation.volume)
-                {
-                    epoch.touched.push(operation.volume);
-                }
-                self.steps.push_back(Step::Start(operation));
+                let durable = alone && matches!(operation.kind, ReceivedKind::Write(_));
+                let step = epoch.start(operation, durable);
+                self.steps.push_back(step);
             }
         }
     }
@@ -287,12 +324,6 @@ impl<P> Receiver<P> {
     }
 }
 
-impl<P> Default for Receiver<P> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,18 +341,24 @@ mod tests {
 
     #[test]
     fn nothing_of_the_next_epoch_starts_before_the_flush_of_the_previous_one() {
-        let mut lane = Receiver::new();
+        let mut lane = Receiver::new(Protocol::C);
         assert!(lane.receive(write(1, 1)));
         assert!(lane.receive(write(2, 1)));
         assert!(lane.barrier(1));
         assert!(lane.receive(write(3, 2)));
         assert!(matches!(
             lane.next_step(),
-            Some(Step::Start(Received { sequence: 1, .. }))
+            Some(Step::Start {
+                operation: Received { sequence: 1, .. },
+                durable: false
+            })
         ));
         assert!(matches!(
             lane.next_step(),
-            Some(Step::Start(Received { sequence: 2, .. }))
+            Some(Step::Start {
+                operation: Received { sequence: 2, .. },
+                durable: false
+            })
         ));
         assert!(lane.next_step().is_none());
         lane.ended();
@@ -333,13 +370,16 @@ mod tests {
         assert!(matches!(lane.next_step(), Some(Step::Durable { epoch: 1 })));
         assert!(matches!(
             lane.next_step(),
-            Some(Step::Start(Received { sequence: 3, .. }))
+            Some(Step::Start {
+                operation: Received { sequence: 3, .. },
+                durable: false
+            })
         ));
     }
 
     #[test]
     fn numbers_that_do_not_follow_are_refused() {
-        let mut lane = Receiver::new();
+        let mut lane = Receiver::new(Protocol::C);
         assert!(!lane.receive(write(2, 1)));
         assert!(lane.receive(write(1, 1)));
         assert!(!lane.receive(write(2, 2)), "no barrier closed epoch 1");
@@ -353,7 +393,14 @@ mod tests {
     fn steps(lane: &mut Receiver<u8>) -> Vec<alloc::string::String> {
         core::iter::from_fn(|| lane.next_step())
             .map(|step| match step {
-                Step::Start(operation) => alloc::format!("start {}", operation.sequence),
+                Step::Start {
+                    operation,
+                    durable: false,
+                } => alloc::format!("start {}", operation.sequence),
+                Step::Start {
+                    operation,
+                    durable: true,
+                } => alloc::format!("start {} durable", operation.sequence),
                 Step::Flush { volume } => alloc::format!("flush {volume}"),
                 Step::Durable { epoch } => alloc::format!("durable {epoch}"),
             })
@@ -362,7 +409,7 @@ mod tests {
 
     /// Epoch 1 with one operation, durable.
     fn one_by_one() -> Receiver<u8> {
-        let mut lane = Receiver::new();
+        let mut lane = Receiver::new(Protocol::C);
         assert!(lane.receive(write(1, 1)));
         lane.ended();
         assert_eq!(
@@ -432,9 +479,87 @@ mod tests {
         assert_eq!(steps(&mut lane), ["durable 2"]);
     }
 
+    /// As `one_by_one`, where nobody waits for reports.
+    fn one_by_one_unawaited() -> Receiver<u8> {
+        let mut lane = Receiver::new(Protocol::A);
+        assert!(lane.receive(write(1, 1)));
+        lane.ended();
+        assert!(lane.barrier(1));
+        lane.flushed();
+        assert_eq!(steps(&mut lane), ["start 1", "flush 0", "durable 1"]);
+        lane
+    }
+
+    #[test]
+    fn only_write_of_an_epoch_is_durable_by_itself_where_nobody_waits_for_its_report() {
+        let mut lane = one_by_one_unawaited();
+        assert!(lane.receive(write(2, 2)));
+        assert!(lane.barrier(2));
+        assert!(lane.receive(write(3, 3)));
+        assert!(lane.barrier(3));
+        assert_eq!(steps(&mut lane), ["start 2 durable"]);
+        lane.ended();
+        assert_eq!(steps(&mut lane), ["durable 2", "start 3 durable"]);
+        lane.ended();
+        assert_eq!(steps(&mut lane), ["durable 3"]);
+    }
+
+    #[test]
+    fn write_that_follows_a_durable_one_in_its_epoch_is_flushed() {
+        let mut lane = one_by_one_unawaited();
+        assert!(lane.receive(write(2, 2)));
+        assert!(lane.receive(write(3, 2)));
+        assert!(lane.barrier(2));
+        assert_eq!(steps(&mut lane), ["start 2 durable", "start 3"]);
+        lane.ended();
+        lane.ended();
+        assert_eq!(steps(&mut lane), ["flush 0"]);
+        lane.flushed();
+        assert_eq!(steps(&mut lane), ["durable 2"]);
+    }
+
+    #[test]
+    fn epochs_of_several_writes_that_wait_are_flushed_once() {
+        let mut lane = one_by_one_unawaited();
+        assert!(lane.receive(write(2, 2)));
+        assert!(lane.barrier(2));
+        assert!(lane.receive(write(3, 3)));
+        assert!(lane.receive(write(4, 3)));
+        assert!(lane.barrier(3));
+        lane.ended();
+        let expected = ["start 2 durable", "durable 2", "start 3", "start 4"];
+        assert_eq!(steps(&mut lane), expected);
+        lane.ended();
+        lane.ended();
+        assert_eq!(steps(&mut lane), ["flush 0"]);
+    }
+
+    #[test]
+    fn write_that_failed_to_be_durable_is_not_passed_for_it() {
+        let mut lane = one_by_one_unawaited();
+        assert!(lane.receive(write(2, 2)));
+        assert!(lane.barrier(2));
+        lane.not_durable(0);
+        lane.ended();
+        assert_eq!(steps(&mut lane), ["start 2 durable", "flush 0"]);
+    }
+
+    #[test]
+    fn write_whose_report_is_awaited_does_not_wait_for_a_flush() {
+        let mut lane = one_by_one();
+        assert!(lane.receive(write(2, 2)));
+        assert!(lane.barrier(2));
+        assert!(lane.receive(write(3, 3)));
+        assert!(lane.barrier(3));
+        lane.ended();
+        lane.flushed();
+        let expected = ["start 2", "flush 0", "durable 2", "start 3"];
+        assert_eq!(steps(&mut lane), expected);
+    }
+
     #[test]
     fn a_report_may_wait_only_for_a_write_that_will_end() {
-        let mut lane = Receiver::new();
+        let mut lane = Receiver::new(Protocol::C);
         assert!(!lane.is_writing());
         assert!(lane.receive(write(1, 1)));
         assert!(lane.barrier(1));
@@ -454,7 +579,7 @@ mod tests {
 
     #[test]
     fn an_empty_epoch_is_refused() {
-        let mut lane = Receiver::<u8>::new();
+        let mut lane = Receiver::<u8>::new(Protocol::C);
         assert!(!lane.barrier(1));
         assert!(lane.receive(write(1, 1)));
         assert!(lane.barrier(1));

@@ -27,8 +27,8 @@ const METADATA_SECTOR: usize = 512;
 pub enum Job {
     /// Read data.
     Read(ByteRange),
-    /// Write data.
-    Write(ByteRange, Stamps),
+    /// Write data; with the flag, it is durable when it ends.
+    Write(ByteRange, Stamps, bool),
     /// Make the range read as zeroes.
     Zero(ByteRange),
     /// Flush the data device.
@@ -325,7 +325,7 @@ impl Disk {
 
     /// Takes a job; the token names it until it is finished. Panics on a range outside the device (a bug of the engine).
     pub fn submit(&mut self, job: Job) -> u64 {
-        if let Job::Read(range) | Job::Write(range, _) | Job::Zero(range) = &job {
+        if let Job::Read(range) | Job::Write(range, ..) | Job::Zero(range) = &job {
             assert!(
                 range.end() <= self.device_bytes,
                 "{range} is outside the device"
@@ -336,7 +336,7 @@ impl Disk {
                 sectors(*range).end <= self.sectors(),
                 "{range} is outside the disk"
             ),
-            Job::Write(range, stamps) => {
+            Job::Write(range, stamps, _) => {
                 assert!(
                     sectors(*range).end <= self.sectors(),
                     "{range} is outside the disk"
@@ -392,8 +392,11 @@ impl Disk {
                     self.data[range.start as usize..range.end as usize].into(),
                 ));
             }
-            Job::Write(range, stamps) => {
-                self.land(Piece::Data(first_sector(range), stamps), changed)
+            Job::Write(range, stamps, durable) => {
+                self.land(Piece::Data(first_sector(range), stamps), changed);
+                if durable {
+                    self.settle(range);
+                }
             }
             Job::Zero(range) => self.land(Piece::Zero(sectors(range)), changed),
             Job::MetadataWrite(offset, bytes) => {
@@ -515,7 +518,7 @@ impl Disk {
     fn part(&self, job: &Job, random: &mut Random) -> Option<Piece> {
         let keep = *random.pick(&[0, 500, 1000]);
         match job {
-            Job::Write(range, stamps) => {
+            Job::Write(range, stamps, _) => {
                 let all = sectors(*range).zip(stamps.0.iter().copied());
                 Some(Piece::Some(all.filter(|_| random.chance(keep)).collect()))
             }
@@ -547,7 +550,7 @@ impl Disk {
     fn land_some_in(&mut self, range: ByteRange, random: &mut Random, changed: &mut Vec<Sector>) {
         let mut list = Vec::new();
         for in_flight in self.in_flight.values() {
-            if let Job::Write(written, _) | Job::Zero(written) = &in_flight.job
+            if let Job::Write(written, ..) | Job::Zero(written) = &in_flight.job
                 && written.overlaps(range)
             {
                 list.extend(sectors(*written).filter_map(|sector| {
@@ -580,6 +583,24 @@ impl Disk {
                 Self::overwrite_metadata(base, placement, metadata, sector);
                 durable[sector as usize] = stamp;
             });
+        }
+    }
+
+    /// What the sectors hold now is durable, and nothing else: older content of theirs is not in the cache any more.
+    fn settle(&mut self, range: ByteRange) {
+        let range = sectors(range);
+        for unflushed in &mut self.unflushed {
+            if unflushed.piece.area() == Area::Data {
+                let mut left = Vec::new();
+                (unflushed.piece).each_stamp(|sector, stamp| left.push((sector, stamp)));
+                left.retain(|(sector, _)| !range.contains(sector));
+                unflushed.piece = Piece::Some(left);
+            }
+        }
+        for sector in range {
+            let metadata = &mut self.metadata_durable;
+            Self::overwrite_metadata(self.metadata_base, self.placement, metadata, sector);
+            self.data_durable[sector as usize] = self.data[sector as usize];
         }
     }
 
@@ -624,7 +645,7 @@ fn keep_metadata(
 
 fn stamp_of(job: &Job, sector: Sector) -> Option<Stamp> {
     match job {
-        Job::Write(range, stamps) if sectors(*range).contains(&sector) => {
+        Job::Write(range, stamps, _) if sectors(*range).contains(&sector) => {
             Some(stamps.0[(sector - first_sector(*range)) as usize])
         }
         Job::Zero(range) if sectors(*range).contains(&sector) => Some(ZEROES),
@@ -650,7 +671,7 @@ mod tests {
 
     fn write(disk: &mut Disk, write: u64, offset: u64, random: &mut Random) {
         let range = ByteRange::new(offset, 4096);
-        let token = disk.submit(Job::Write(range, Stamps::of_write(write, range)));
+        let token = disk.submit(Job::Write(range, Stamps::of_write(write, range), false));
         disk.finish(token, random, &mut Vec::new());
     }
 
@@ -692,6 +713,29 @@ mod tests {
     }
 
     #[test]
+    fn a_durable_write_survives_a_power_loss_and_vouches_for_no_other() {
+        let mut random = Random::new(7);
+        let mut others = 0;
+        for _ in 0..200 {
+            let mut disk = disk();
+            write(&mut disk, 1, 0, &mut random);
+            write(&mut disk, 2, 4096, &mut random);
+            let range = ByteRange::new(0, 4096);
+            let token = disk.submit(Job::Write(range, Stamps::of_write(3, range), true));
+            disk.finish(token, &mut random, &mut Vec::new());
+            disk.power_loss(&mut random, &mut Vec::new());
+            for sector in 0..8 {
+                assert_eq!(
+                    disk.sector(sector, View::Cached),
+                    crate::stamps::stamp(3, sector)
+                );
+            }
+            others += usize::from(disk.sector(8, View::Cached) == ZEROES);
+        }
+        assert!(others > 10, "{others}");
+    }
+
+    #[test]
     fn the_end_of_the_process_loses_no_completed_write() {
         let mut random = Random::new(3);
         let mut disk = disk();
@@ -699,6 +743,7 @@ mod tests {
         disk.submit(Job::Write(
             ByteRange::new(4096, 4096),
             Stamps::of_write(2, ByteRange::new(4096, 4096)),
+            false,
         ));
         disk.process_ends(&mut random, &mut Vec::new());
         assert_eq!(disk.sector(7, View::Cached), crate::stamps::stamp(1, 7));

@@ -23,7 +23,7 @@ impl World {
         }
         let code = match &job {
             Job::Read(range) => (10, range.offset),
-            Job::Write(range, _) => (11, range.offset),
+            Job::Write(range, ..) => (11, range.offset),
             Job::Zero(range) => (12, range.offset),
             Job::Flush => (13, 0),
             Job::Measure => (17, 0),
@@ -55,7 +55,7 @@ impl World {
 
     fn job_text(&self, node: NodeIndex, volume: usize, job: &Job) -> String {
         match job {
-            Job::Write(range, stamps) => {
+            Job::Write(range, stamps, _) => {
                 let write = stamps
                     .0
                     .first()

@@ -240,7 +240,8 @@ impl World {
                 io,
                 range,
                 payload,
-            } => self.disk_job(node, volume, io, Job::Write(range, payload)),
+                durable,
+            } => self.disk_job(node, volume, io, Job::Write(range, payload, durable)),
             Effect::Discard { volume, io, range }
             | Effect::WriteZeroes {
                 volume, io, range, ..

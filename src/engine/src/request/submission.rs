@@ -136,6 +136,7 @@ impl<P: Payload> Engine<P> {
                     io,
                     range,
                     payload,
+                    durable: false,
                 },
                 Kind::Discard => Effect::Discard {
                     volume: number,

@@ -232,6 +232,7 @@ impl<P: Payload> Engine<P> {
                 io,
                 range,
                 payload,
+                durable: false,
             },
             None => Effect::WriteZeroes {
                 volume,

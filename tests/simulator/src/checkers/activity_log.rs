@@ -13,7 +13,7 @@ impl World {
     /// Called before a write goes to a data disk.
     pub(crate) fn check_logged(&mut self, node: NodeIndex, volume: usize, job: &Job) {
         let (range, write) = match job {
-            Job::Write(range, stamps) => {
+            Job::Write(range, stamps, _) => {
                 (*range, stamps.0.first().and_then(|&stamp| write_of(stamp)))
             }
             Job::Zero(range) => (*range, None),
