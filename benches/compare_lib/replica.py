@@ -80,8 +80,8 @@ class Pair(Peer):
     def admin_command(self, node, *words):
         return [self.program("qrbdadm"), *self.places(node), *words]
 
-    def admin(self, node, *words):
-        return self.context.processes.run(f"qrbdadm {words[0]}", self.admin_command(node, *words), ADMIN_SECONDS)
+    def admin(self, node, *words, limit_seconds=ADMIN_SECONDS):
+        return self.context.processes.run(f"qrbdadm {words[0]}", self.admin_command(node, *words), limit_seconds)
 
     def start_node(self, node):
         command = [self.program("qrbdd"), *self.places(node), "--key-file", self.path("authkey")]
