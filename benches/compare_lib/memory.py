@@ -64,34 +64,49 @@ def folder(parent=DIRECTORY):
 
 
 def available_bytes():
-    """Memory that can be taken without pushing anything out but caches: of the machine, and of the control groups that this process is in (version 2)."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file)
+    """Memory that can be taken without pushing anything out but caches: of the machine, and of the control groups that this process is in."""
+    fields = dict(line.split(":", 1) for line in read("/proc/meminfo").splitlines())
     free = [int(fields["MemAvailable"].split()[0]) * 1024]
-    for group in control_groups():
-        try:
-            most, now, statistics = (read(os.path.join(group, f"memory.{name}")) for name in ("max", "current", "stat"))
-        except OSError:
-            continue
-        if most != "max":
-            cache = next((int(line.split()[1]) for line in statistics.splitlines() if line.startswith("inactive_file ")), 0)
-            free.append(int(most) - int(now) + cache)
+    try:
+        groups = read("/proc/self/cgroup")
+    except OSError:
+        groups = ""
+    free += [left for left in (left_in(*place) for place in control_groups(groups)) if left is not None]
     return max(0, min(free))
 
 
-def control_groups():
-    """Folders of this process's control group and of those around it."""
-    root = "/sys/fs/cgroup"
+# Limit, use, and what of it is cache that goes first: control groups of version 2 and 1.
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def control_groups(text, root="/sys/fs/cgroup"):
+    """(folder, names of its files) of the groups in a process's `cgroup` file that count memory, and of those around them."""
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            above, names = root, VERSION_2
+        elif "memory" in controllers.split(","):
+            above, names = f"{root}/memory", VERSION_1
+        else:
+            continue
+        while path not in ("", "/"):
+            yield above + path, names
+            path = os.path.dirname(path)
+        yield above, names
+
+
+def left_in(group, names):
+    """What a group may still take; None without a limit, or where it cannot be seen."""
+    limit, use, cache = names
     try:
-        lines = read("/proc/self/cgroup").splitlines()
+        most = read(os.path.join(group, limit))
+        if most == "max":
+            return None
+        statistics = dict(line.split() for line in read(os.path.join(group, "memory.stat")).splitlines())
+        return int(most) - int(read(os.path.join(group, use))) + int(statistics.get(cache, 0))
     except OSError:
-        return
-    path = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    while True:
-        yield root + path
-        if path in ("/", ""):
-            return
-        path = os.path.dirname(path)
+        return None
 
 
 def read(path):

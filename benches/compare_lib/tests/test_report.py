@@ -281,6 +281,21 @@ class InMemory(unittest.TestCase):
         self.assertLess(0, memory.available_bytes())
         self.assertLess(memory.available_bytes(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
+    def test_limits_of_control_groups_count_and_caches_do_not(self):
+        groups = "9:name=systemd:/\n4:cpu,memory:/a/b\n0::/c\n"
+        found = list(memory.control_groups(groups, "/r"))
+        self.assertEqual([place for place, _ in found], ["/r/memory/a/b", "/r/memory/a", "/r/memory", "/r/c", "/r"])
+        with tempfile.TemporaryDirectory() as group:
+            for names, limit, left in ((memory.VERSION_1, "1000", 450), (memory.VERSION_2, "1000", 450), (memory.VERSION_2, "max", None)):
+                for name, contents in zip(names, (limit, "600", None)):
+                    if contents:
+                        with open(os.path.join(group, name), "w", encoding="ascii") as file:
+                            file.write(contents + "\n")
+                with open(os.path.join(group, "memory.stat"), "w", encoding="ascii") as file:
+                    file.write(f"other 7\n{names[2]} 50\n")
+                self.assertEqual(memory.left_in(group, names), left)
+            self.assertIsNone(memory.left_in("/nowhere", memory.VERSION_2))
+
     def test_a_machine_without_room_gets_a_reason_and_no_figures(self):
         context = main.Context(None, "/nowhere", "/nowhere", 1 << 60)
         self.assertEqual(list(extras.resync_in_memory(context, 1, 1)), ["not_measured"])
