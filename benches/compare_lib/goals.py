@@ -86,9 +86,9 @@ def goals(record):
 
     network = rate(record.get("quinn", {}).get("8972"))
     limit = slowest(speed(record, "write-1m-8", "raw"), network)
-    # Both disks are on one device: a resync reads there what it writes there.
-    bound = ratio(rate(record.get("copies"), "copied_bytes_per_second"), limit)
-    note = "" if bound is None else f"a copy from file to file there, the device's bound, {bound:.2f} x"
+    # Both disks are on one device: a resync reads there what it writes there, as a copy does.
+    copied = ratio(rate(record.get("copies"), "copied_bytes_per_second"), limit)
+    note = "" if copied is None else f"a copy from file to file on this device {copied:.2f} x"
     goal("P6", "resync by bitmap: against the slower of raw disk and raw quinn", ratio(resynced(record.get("resync")), limit), 0.9, note=note)
     memory = record.get("resync-memory", {})
     limit = slowest(rate(memory.get("disk")), network)

@@ -181,7 +181,7 @@ class Goals(unittest.TestCase):
         slow = {**IN_MEMORY, "disk": [sample(1, 1.25e9)]}
         self.assertEqual(named(goals.goals({**whole, "resync-memory": slow}))["P6m"].value, 0.8)
 
-    def test_both_resyncs_are_judged_by_nine_tenths_and_the_bound_of_the_device_changes_no_verdict(self):
+    def test_both_resyncs_are_judged_by_nine_tenths_and_what_a_copy_reaches_changes_no_verdict(self):
         whole = record(
             resync=[{"bytes": 10**9, "seconds": 2}], quinn={"8972": [{"bytes_per_second": 2e9, "latency_us": {"p50": 20, "p99": 40}}]},
             copies=[{"written_bytes_per_second": 9e8, "copied_bytes_per_second": 5.2e8}], **{"resync-memory": IN_MEMORY},
@@ -189,7 +189,7 @@ class Goals(unittest.TestCase):
         whole["loads"]["write-1m-8"]["raw"] = [sample(1, 2e9)]
         shown = [line for line in table.table(whole).splitlines() if line.startswith("  P6")]
         self.assertEqual(len(shown), 2)
-        self.assertIn("0.25 x    at least 0.90: not reached; a copy from file to file there, the device's bound, 0.26 x", shown[0])
+        self.assertIn("0.25 x    at least 0.90: not reached; a copy from file to file on this device 0.26 x", shown[0])
         self.assertTrue(shown[1].startswith("  P6m  P6 in memory"))
         self.assertTrue(shown[1].endswith("0.50 x    at least 0.90: not reached"))
 
