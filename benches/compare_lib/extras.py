@@ -1,11 +1,14 @@
-"""What is no load on a running export: QUIC alone, what one disk allows for two copies, a resync, the memory of the daemons, the death of a Primary."""
+"""What is no load on a running export: QUIC alone, what one disk allows for two copies, a resync, the same with disks in memory, the memory of the
+daemons, the death of a Primary."""
 import json
 import os
 import time
+from dataclasses import replace
 
+from . import memory as in_memory
 from .loads import FILL, LOADS, fio_command, run_load
 from .processes import StepFailed
-from .replica import LargeDevice, ProtocolC, promote
+from .replica import LargeDevice, ProtocolC, disk_bytes_for, promote
 
 PACKETS = (8972, 1452)
 # A load that touches many extents, and the one that holds the most bytes under way.
@@ -56,8 +59,42 @@ def resync(pair):
         raise StepFailed(f"{marked} bytes are marked after {size} were written alone")
     begun = time.monotonic()
     pair.admin("bob", "connect", "r0")
+    # The daemon tells when it is done: to ask it every few milliseconds takes a good part of two cores.
+    pair.admin("alice", "wait-sync", "--wfc-timeout", SYNC_SECONDS, "r0", limit_seconds=SYNC_SECONDS)
     pair.wait_until("the resync is done", pair.healthy, SYNC_SECONDS, pause_seconds=0.01)
     return {"bytes": marked, "seconds": time.monotonic() - begun}
+
+
+class MemoryPair(ProtocolC):
+    name = "qrbd-memory"
+
+
+def resync_in_memory(context, rounds, seconds):
+    """The resync with both nodes' disks in memory, and what one such disk writes. A machine without room for it has a reason in place of figures."""
+    reason = in_memory.why_not(2 * disk_bytes_for(context.size_bytes))
+    if reason is not None:
+        return {"not_measured": reason}
+    with in_memory.folder() as directory:
+        # The file goes before the pair comes: two disks at a time.
+        disk = raw_disk(context, os.path.join(directory, "raw"), rounds, seconds)
+        pair = MemoryPair(replace(context, directory=directory))
+        try:
+            pair.start()
+            run_load(context.processes, FILL, pair.target(), context.size_bytes, None)
+            return {"disk": disk, "resync": [resync(pair) for _ in range(rounds)]}
+        finally:
+            stop(pair)
+
+
+def raw_disk(context, file, rounds, seconds):
+    """The sequential load on a file itself, after it was filled."""
+    target = ["--ioengine=io_uring", "--direct=1", f"--filename={file}"]
+    try:
+        run_load(context.processes, FILL, target, context.size_bytes, None)
+        return [run_load(context.processes, SEQUENTIAL_LOAD, target, context.size_bytes, seconds, number + 1) for number in range(rounds)]
+    finally:
+        if os.path.exists(file):
+            os.unlink(file)
 
 
 def memory(context, seconds):

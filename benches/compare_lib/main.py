@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import unittest
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from . import extras, system
 from .document import DOCUMENT, write_document
@@ -21,7 +21,7 @@ from .replica import Alone, ProtocolA, ProtocolB, ProtocolC, SmallPackets
 from .table import table
 
 PEERS = [RawDisk, Plain, NbdkitFile, NbdkitMemory, QemuMirror, Alone, ProtocolA, ProtocolB, ProtocolC, SmallPackets]
-EXTRAS = ["quinn", "copies", "resync", "memory", "failover"]
+EXTRAS = ["quinn", "copies", "resync", "resync-memory", "memory", "failover"]
 MIB = 1 << 20
 
 
@@ -157,6 +157,7 @@ class Run:
             },
             "copies": lambda: extras.two_copies(self.context, self.options.rounds, seconds),
             "resync": lambda: [extras.resync(replica) for _ in rounds],
+            "resync-memory": lambda: extras.resync_in_memory(self.context, self.options.rounds, seconds),
             "memory": lambda: extras.memory(self.context, 2 * seconds),
             "failover": lambda: extras.failover(self.context, self.options.rounds),
         }
@@ -212,7 +213,7 @@ def report(record, options):
     if options.record is None:
         output = options.output or os.path.join(system.target_directory(), "compare")
         os.makedirs(output, exist_ok=True)
-        record["goals"] = [{"name": goal.name, "text": goal.text, "value": goal.value, "wanted": goal.wanted, "unit": goal.unit} for goal in goals(record)]
+        record["goals"] = [asdict(goal) for goal in goals(record)]
         for name, contents in (("json", json.dumps(record, indent=1) + "\n"), ("txt", shown + "\n"), ("svg", picture(record))):
             with open(os.path.join(output, f"compare.{name}"), "w", encoding="utf-8") as file:
                 file.write(contents)

@@ -32,6 +32,11 @@ resource r0 {{
 """
 
 
+def disk_bytes_for(size_bytes):
+    """What a disk must have for an export of `size_bytes` and internal metadata."""
+    return -(-(size_bytes + size_bytes // 32768 + METADATA_BYTES) // 4096) * 4096
+
+
 class Pair(Peer):
     """Two daemons, alice Primary. Options are the defaults but for the protocol."""
 
@@ -45,12 +50,11 @@ class Pair(Peer):
 
     def start(self):
         self.primary = "alice"
-        size = self.disk_bytes or self.context.size_bytes + self.context.size_bytes // 32768 + METADATA_BYTES
         for node in ("alice", "bob"):
             os.makedirs(self.path(f"{node}/run"))
             os.makedirs(self.path(f"{node}/state"))
         for node in self.nodes:
-            self.make_disk(f"{node}/disk", -(-size // 4096) * 4096)
+            self.make_disk(f"{node}/disk", self.disk_bytes or disk_bytes_for(self.context.size_bytes))
         ports = dict(alice_port=free_port(), bob_port=free_port())
         with open(self.path("cluster.conf"), "w", encoding="utf-8") as file:
             file.write(CONFIGURATION.format(protocol=self.protocol, directory=self.directory, **ports))
@@ -80,8 +84,8 @@ class Pair(Peer):
     def admin_command(self, node, *words):
         return [self.program("qrbdadm"), *self.places(node), *words]
 
-    def admin(self, node, *words):
-        return self.context.processes.run(f"qrbdadm {words[0]}", self.admin_command(node, *words), ADMIN_SECONDS)
+    def admin(self, node, *words, limit_seconds=ADMIN_SECONDS):
+        return self.context.processes.run(f"qrbdadm {words[0]}", self.admin_command(node, *words), limit_seconds)
 
     def start_node(self, node):
         command = [self.program("qrbdd"), *self.places(node), "--key-file", self.path("authkey")]

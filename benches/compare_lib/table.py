@@ -74,11 +74,14 @@ def references(record):
         lines.append(f"  both disks are on one device; two files written at once, 1 MiB sequential: each {number(written.median)} MB/s {spread}")
         lines.append(f"  and a file copied to another one there: {number(copied.median)} MB/s ({number(copied.least)} .. {number(copied.most)})")
     if record.get("resync"):
-        rate = Figures(sample["bytes"] / sample["seconds"] / 1e6 for sample in record["resync"])
-        lines.append(
-            f"  resync of {record['resync'][0]['bytes'] >> 20} MiB, from connect to both whole: "
-            f"{number(rate.median)} MB/s ({number(rate.least)} .. {number(rate.most)})"
-        )
+        lines.append(f"  resync of {resyncs(record['resync'])}")
+    in_memory = record.get("resync-memory", {})
+    if "not_measured" in in_memory:
+        lines.append(f"  resync with both disks in memory: not measured: {in_memory['not_measured']}")
+    elif in_memory:
+        rate = Figures(sample["bytes_per_second"] / 1e6 for sample in in_memory["disk"])
+        lines.append(f"  a disk in memory, 1 MiB sequential: {number(rate.median)} MB/s ({number(rate.least)} .. {number(rate.most)})")
+        lines.append(f"  both disks in memory: resync of {resyncs(in_memory['resync'])}")
     if record.get("memory"):
         memory = record["memory"]
         shown = [f"{node} {memory[node]['most'] / 2**20:.0f} MiB" for node in ("alice", "bob")]
@@ -90,6 +93,12 @@ def references(record):
             f"{max(sample['requests'] for sample in record['failover'])} requests at most"
         )
     return ["References and the rest", *lines, ""] if lines else []
+
+
+def resyncs(samples):
+    rate = Figures(sample["bytes"] / sample["seconds"] / 1e6 for sample in samples)
+    size = f"{samples[0]['bytes'] >> 20} MiB, from connect to both whole"
+    return f"{size}: {number(rate.median)} MB/s ({number(rate.least)} .. {number(rate.most)})"
 
 
 def guarantees(record):

@@ -2,11 +2,15 @@
 import contextlib
 import io
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 import unittest
 from xml.dom import minidom
 
-from compare_lib import document, figures, goals, loads, main, replica, table
+from compare_lib import document, extras, figures, goals, loads, main, memory, replica, table
 from compare_lib.peers import GUARANTEES
 from compare_lib.picture import picture
 from compare_lib.processes import Processes, StepFailed
@@ -40,6 +44,10 @@ def record(**changes):
     }
     whole.update(changes)
     return whole
+
+
+# A disk of 4 GB/s and a resync of 1 GB/s.
+IN_MEMORY = {"disk": [sample(1, 4e9)], "resync": [{"bytes": 10**9, "seconds": 1}]}
 
 
 def named(found):
@@ -119,6 +127,18 @@ class Report(unittest.TestCase):
         for text in ("each 1 000 MB/s (900 .. 1 100)", "to another one there: 500 MB/s (450 .. 550)", "resync of 1024 MiB"):
             self.assertIn(text, shown)
 
+    def test_a_resync_in_memory_is_told_with_its_disk(self):
+        shown = table.table(record(**{"resync-memory": IN_MEMORY}))
+        self.assertIn("a disk in memory, 1 MiB sequential: 4 000 MB/s (4 000 .. 4 000)", shown)
+        self.assertIn("both disks in memory: resync of 953 MiB, from connect to both whole: 1 000 MB/s", shown)
+
+    def test_a_machine_without_room_in_memory_is_named_and_is_no_failure(self):
+        whole = record(**{"resync-memory": {"not_measured": "/dev/shm is missing"}})
+        shown = table.table(whole)
+        self.assertIn("resync with both disks in memory: not measured: /dev/shm is missing", shown)
+        self.assertNotIn("NOT MEASURED", shown)
+        self.assertNotIn("P6m", named(goals.goals(whole)))
+
     def test_a_short_run_says_that_it_is_not_for_quoting(self):
         short = record(options={"rounds": 1, "runtime": 1, "size_bytes": 1 << 20})
         self.assertIn("not for quoting", table.table(short))
@@ -150,6 +170,28 @@ class Goals(unittest.TestCase):
         whole = record(resync=[{"bytes": 10**9, "seconds": 1}], quinn={"8972": [{"bytes_per_second": 2e9, "latency_us": {"p50": 20}}]})
         whole["loads"]["write-1m-8"]["raw"] = [sample(1, 4e9)]
         self.assertEqual(named(goals.goals(whole))["P6"].value, 0.5)
+        whole["loads"]["write-1m-8"]["raw"] = [sample(1, 1.25e9)]
+        self.assertEqual(named(goals.goals(whole))["P6"].value, 0.8)
+
+    def test_a_resync_in_memory_is_held_against_the_slower_of_that_disk_and_network(self):
+        whole = record(quinn={"8972": [{"bytes_per_second": 2e9, "latency_us": {"p50": 20}}]}, **{"resync-memory": IN_MEMORY})
+        found = named(goals.goals(whole))
+        self.assertEqual((found["P6m"].value, found["P6m"].wanted), (0.5, 0.9))
+        self.assertNotIn("P6", found)
+        slow = {**IN_MEMORY, "disk": [sample(1, 1.25e9)]}
+        self.assertEqual(named(goals.goals({**whole, "resync-memory": slow}))["P6m"].value, 0.8)
+
+    def test_both_resyncs_are_judged_by_nine_tenths_and_what_a_copy_reaches_changes_no_verdict(self):
+        whole = record(
+            resync=[{"bytes": 10**9, "seconds": 2}], quinn={"8972": [{"bytes_per_second": 2e9, "latency_us": {"p50": 20, "p99": 40}}]},
+            copies=[{"written_bytes_per_second": 9e8, "copied_bytes_per_second": 5.2e8}], **{"resync-memory": IN_MEMORY},
+        )
+        whole["loads"]["write-1m-8"]["raw"] = [sample(1, 2e9)]
+        shown = [line for line in table.table(whole).splitlines() if line.startswith("  P6")]
+        self.assertEqual(len(shown), 2)
+        self.assertIn("0.25 x    at least 0.90: not reached; a copy from file to file on this device 0.26 x", shown[0])
+        self.assertTrue(shown[1].startswith("  P6m  P6 in memory"))
+        self.assertTrue(shown[1].endswith("0.50 x    at least 0.90: not reached"))
 
     def test_added_latency_is_held_against_the_sum_of_its_parts(self):
         whole = record(quinn={"8972": [{"bytes_per_second": 2e9, "latency_us": {"p50": 20}}]})
@@ -224,6 +266,62 @@ class Started(unittest.TestCase):
     def test_a_status_without_a_connection_is_understood(self):
         state = replica.read_status('[{"role": "Primary", "devices": [{"disk-state": "UpToDate"}], "connections": []}]')
         self.assertEqual((state["replication"], state["out_of_sync"]), ("Off", 0))
+
+
+class InMemory(unittest.TestCase):
+    def test_a_place_that_cannot_hold_the_disks_is_named(self):
+        self.assertEqual(memory.why_not(1, "/nowhere"), "/nowhere is missing")
+        self.assertRegex(memory.why_not(1, "/proc"), "/proc is no tmpfs")
+
+    @unittest.skipUnless(memory.why_not(0) is None, "no room in memory")
+    def test_more_than_there_is_is_not_taken(self):
+        self.assertRegex(memory.why_not(1 << 60), "free, .* MiB needed")
+
+    def test_what_is_free_is_within_what_the_machine_has(self):
+        self.assertLess(0, memory.available_bytes())
+        self.assertLess(memory.available_bytes(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+    def test_limits_of_control_groups_count_and_caches_do_not(self):
+        groups = "9:name=systemd:/\n4:cpu,memory:/a/b\n0::/c\n"
+        found = list(memory.control_groups(groups, "/r"))
+        self.assertEqual([place for place, _ in found], ["/r/memory/a/b", "/r/memory/a", "/r/memory", "/r/c", "/r"])
+        with tempfile.TemporaryDirectory() as group:
+            for names, limit, left in ((memory.VERSION_1, "1000", 450), (memory.VERSION_2, "1000", 450), (memory.VERSION_2, "max", None)):
+                for name, contents in zip(names, (limit, "600", None)):
+                    if contents:
+                        with open(os.path.join(group, name), "w", encoding="ascii") as file:
+                            file.write(contents + "\n")
+                with open(os.path.join(group, "memory.stat"), "w", encoding="ascii") as file:
+                    file.write(f"other 7\n{names[2]} 50\n")
+                self.assertEqual(memory.left_in(group, names), left)
+            self.assertIsNone(memory.left_in("/nowhere", memory.VERSION_2))
+
+    def test_a_machine_without_room_gets_a_reason_and_no_figures(self):
+        context = main.Context(None, "/nowhere", "/nowhere", 1 << 60)
+        self.assertEqual(list(extras.resync_in_memory(context, 1, 1)), ["not_measured"])
+
+    def test_the_folder_is_gone_after_any_end_of_what_is_done_there(self):
+        with tempfile.TemporaryDirectory() as parent:
+            for error in (KeyboardInterrupt, StepFailed):
+                with self.assertRaises(error), memory.folder(parent) as directory:
+                    os.makedirs(os.path.join(directory, "alice"))
+                    self.assertEqual(os.listdir(parent), [os.path.basename(directory)])
+                    raise error
+                self.assertEqual(os.listdir(parent), [])
+
+    def test_the_folder_is_gone_after_its_owner_was_killed(self):
+        script = "import sys, time; from compare_lib import memory\nwith memory.folder(sys.argv[1]) as path: print(path, flush=True); time.sleep(60)"
+        with tempfile.TemporaryDirectory() as parent:
+            owner = subprocess.Popen(
+                [sys.executable, "-B", "-c", script, parent], stdout=subprocess.PIPE, cwd=os.path.join(document.ROOT, "benches"), start_new_session=True
+            )
+            self.assertEqual(os.path.dirname(owner.stdout.readline().decode().strip()), parent)
+            os.killpg(owner.pid, signal.SIGKILL)
+            owner.communicate()
+            end = time.monotonic() + 60
+            while os.listdir(parent) and time.monotonic() < end:
+                time.sleep(0.05)
+            self.assertEqual(os.listdir(parent), [])
 
 
 if __name__ == "__main__":
