@@ -418,6 +418,12 @@ impl<P: Payload> Engine<P> {
         let Some((v, owner)) = self.take_io(io) else {
             return;
         };
+        if let IoOwner::RequestWrite(_)
+        | IoOwner::ReceivedWrite { .. }
+        | IoOwner::ResyncWrite { .. } = owner
+        {
+            self.volumes[v].flush.covers_all = false;
+        }
         match owner {
             IoOwner::ClientRead(key) => self.client_read_done(key, result),
             IoOwner::RequestWrite(key) => self.local_write_done(key, result.map(|_| ())),

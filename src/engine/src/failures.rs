@@ -489,6 +489,7 @@ impl<P: Payload> Engine<P> {
         volume.metadata_failed = false;
         volume.attached_anew = None;
         volume.attachment = volume.attachment.wrapping_add(1);
+        volume.flush.covers_all = false;
         volume.waiters.clear();
         let number = volume.number;
         let detaching = volume.detaching.take();

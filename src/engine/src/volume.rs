@@ -19,6 +19,7 @@ use crate::metadata::layout::{Layout, Placement};
 use crate::metadata::ring::RingWriter;
 use crate::metadata::superblock::Superblock;
 use crate::metadata_writer::MetadataWriter;
+use crate::request::FlushRhythm;
 use crate::state::DiskState;
 use crate::units::{ByteRange, Generation, NodeId, VolumeNumber};
 
@@ -92,12 +93,15 @@ pub(crate) struct LogWaiter {
     pub range: ByteRange,
 }
 
-/// Local flushes: one runs, the next one gathers everybody who came meanwhile.
+/// Local flushes: one runs, the next one gathers everybody whom it does not cover.
 #[derive(Debug, Default)]
 pub(crate) struct FlushGroup {
     pub running: bool,
     pub served: Vec<usize>,
     pub gathering: Vec<usize>,
+    /// Nothing that changes data ended at the disk since a flush began that is running or succeeded.
+    pub covers_all: bool,
+    pub rhythm: FlushRhythm,
 }
 
 /// The attached disk.

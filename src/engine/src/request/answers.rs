@@ -32,6 +32,7 @@ impl<P: Payload> Engine<P> {
             }
         }
         self.update_request(key);
+        self.flush_ahead(v);
     }
 
     pub(crate) fn received_ack(&mut self, p: usize, through: u64) -> Result<(), &'static str> {

@@ -1,13 +1,50 @@
 //! Flushes: of clients, and the second half of a write with FUA.
 //!
-//! One local flush runs at a time and serves everybody who came before it began. Where the local disk cannot make something durable,
-//! the peers that mirror must.
+//! One local flush runs at a time and serves everybody whose writes ended before it began. Where the local disk cannot make something
+//! durable, the peers that mirror must.
+//!
+//! A client that flushes after every so many writes (the log of a database, the journal of a file system) does not wait for the local
+//! flush where its rhythm can be foreseen: it begins when the last of these writes ended here, while the peer writes, and serves the
+//! client when it asks. Nothing is promised by that: a flush counts for a request only if nothing ended at the disk since it began.
 
 use super::{Kind, Local, Stage};
 use crate::api::{Effect, IoError, Payload};
 use crate::engine::{Engine, IoOwner};
 use crate::state::DiskState;
 use crate::wire::message::Protocol;
+
+/// Longer rhythms are no rhythms: what is foreseen then is not worth a guess.
+const MOST_WRITES: u32 = 64;
+
+/// After how many writes a client flushes.
+#[derive(Debug, Default)]
+pub(crate) struct FlushRhythm {
+    /// Writes that ended since the client's last flush.
+    writes: u32,
+    /// Writes between the two flushes before.
+    expected: u32,
+    /// The last flush came when it was expected.
+    steady: bool,
+}
+
+impl FlushRhythm {
+    /// A write ended at the disk. True if the client's flush is expected next.
+    fn write_ended(&mut self) -> bool {
+        self.writes = self.writes.saturating_add(1);
+        if self.writes > self.expected {
+            // The guess was wrong, or there was none.
+            self.steady = false;
+        }
+        self.steady && self.writes == self.expected
+    }
+
+    /// The client flushes.
+    fn flushed(&mut self) {
+        let writes = core::mem::take(&mut self.writes);
+        self.steady = (1..=MOST_WRITES).contains(&writes) && writes == self.expected;
+        self.expected = writes;
+    }
+}
 
 impl<P: Payload> Engine<P> {
     pub(super) fn start_flush(&mut self, key: usize) {
@@ -17,6 +54,7 @@ impl<P: Payload> Engine<P> {
             return self.volumes[v].held_for_data.push_back(key);
         }
         self.requests[key].stage = Stage::Running;
+        self.volumes[v].flush.rhythm.flushed();
         let mut misses = false;
         for p in 0..self.peers.len() {
             let node = self.peers[p].config.node_id;
@@ -48,10 +86,29 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    /// Makes `key` part of the next local flush.
+    /// Makes `key` part of a local flush that covers everything that ended at the disk so far.
     pub(super) fn join_flush(&mut self, v: usize, key: usize) {
-        self.volumes[v].flush.gathering.push(key);
-        if !self.volumes[v].flush.running {
+        let flush = &mut self.volumes[v].flush;
+        match (flush.covers_all, flush.running) {
+            (true, true) => flush.served.push(key),
+            (true, false) => self.durable_here(key),
+            (false, running) => {
+                flush.gathering.push(key);
+                if !running {
+                    self.run_flush(v);
+                }
+            }
+        }
+    }
+
+    /// A client's write ended at the disk: begins the flush that is expected next.
+    pub(super) fn flush_ahead(&mut self, v: usize) {
+        let volume = &mut self.volumes[v];
+        if volume.flush.rhythm.write_ended()
+            && volume.outstanding == 0
+            && !volume.flush.running
+            && volume.usable()
+        {
             self.run_flush(v);
         }
     }
@@ -60,9 +117,21 @@ impl<P: Payload> Engine<P> {
         let volume = &mut self.volumes[v];
         volume.flush.served = core::mem::take(&mut volume.flush.gathering);
         volume.flush.running = true;
+        volume.flush.covers_all = true;
         let number = volume.number;
         let io = self.new_io(v, IoOwner::FlushGroup);
         self.effect(Effect::Flush { volume: number, io });
+    }
+
+    /// The disk has made durable what the request wants.
+    fn durable_here(&mut self, key: usize) {
+        let request = &mut self.requests[key];
+        if matches!(request.kind, Kind::Flush) {
+            request.local = Local::Done;
+        } else {
+            request.local_durable = true;
+        }
+        self.update_request(key);
     }
 
     pub(crate) fn flush_group_done(&mut self, v: usize, result: Result<(), IoError>) {
@@ -70,6 +139,7 @@ impl<P: Payload> Engine<P> {
         let served = core::mem::take(&mut self.volumes[v].flush.served);
         if result.is_err() || !self.volumes[v].usable() {
             // After a failed flush nothing is known about what the cache held; one on a disk that was given up vouches for nothing.
+            self.volumes[v].flush.covers_all = false;
             self.fail_disk(v, "flush-error");
             for &key in &served {
                 self.requests[key].local = Local::Missing;
@@ -78,13 +148,7 @@ impl<P: Payload> Engine<P> {
             }
         } else {
             for &key in &served {
-                let request = &mut self.requests[key];
-                if matches!(request.kind, Kind::Flush) {
-                    request.local = Local::Done;
-                } else {
-                    request.local_durable = true;
-                }
-                self.update_request(key);
+                self.durable_here(key);
             }
         }
         if !self.volumes[v].flush.gathering.is_empty() {
@@ -130,5 +194,54 @@ impl<P: Payload> Engine<P> {
             }
         }
         self.update_request(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many writes, then a flush; whether the flush was expected when it came, and how often too early.
+    fn interval(rhythm: &mut FlushRhythm, writes: u32) -> (bool, u32) {
+        let guesses: alloc::vec::Vec<bool> = (0..writes).map(|_| rhythm.write_ended()).collect();
+        rhythm.flushed();
+        let expected = guesses.last().copied().unwrap_or(false);
+        let all = guesses.iter().filter(|&&guess| guess).count() as u32;
+        (expected, all - u32::from(expected))
+    }
+
+    #[test]
+    fn a_flush_is_expected_after_as_many_writes_as_twice_before() {
+        for writes in [1, 3, MOST_WRITES] {
+            let mut rhythm = FlushRhythm::default();
+            assert_eq!(interval(&mut rhythm, writes), (false, 0));
+            assert_eq!(interval(&mut rhythm, writes), (false, 0));
+            for _ in 0..5 {
+                assert_eq!(interval(&mut rhythm, writes), (true, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_guess_is_made_once() {
+        let mut rhythm = FlushRhythm::default();
+        for _ in 0..3 {
+            interval(&mut rhythm, 1);
+        }
+        assert_eq!(interval(&mut rhythm, 100), (false, 1));
+        assert_eq!(interval(&mut rhythm, 100), (false, 0), "no rhythm");
+        assert_eq!(interval(&mut rhythm, 100), (false, 0));
+        assert_eq!(interval(&mut rhythm, 1), (false, 0));
+        assert_eq!(interval(&mut rhythm, 1), (false, 0));
+        assert_eq!(interval(&mut rhythm, 1), (true, 0));
+    }
+
+    #[test]
+    fn flushes_without_writes_are_no_rhythm() {
+        let mut rhythm = FlushRhythm::default();
+        for _ in 0..5 {
+            rhythm.flushed();
+        }
+        assert_eq!(interval(&mut rhythm, 1), (false, 0));
     }
 }

@@ -15,6 +15,8 @@ mod flush;
 mod read;
 mod submission;
 
+pub(crate) use flush::FlushRhythm;
+
 use alloc::vec::Vec;
 
 use crate::api::{ClientError, Effect, IoError, Operation, Payload, RequestId};

@@ -101,7 +101,14 @@ impl World {
             self.nodes[source].volumes[volume].branch,
         );
         let same_as_holder = holder == Some(source);
-        let standard = if forced || !self.nodes[source].volumes[volume].current {
+        // A reckless manager promotes beside a Primary that goes on alone, without its word on what it has completed since.
+        let beside = self.settings.reckless
+            && (0..self.settings.nodes).any(|other| {
+                other != source
+                    && self.nodes[other].is_primary()
+                    && !self.nodes[source].connected(other)
+            });
+        let standard = if forced || beside || !self.nodes[source].volumes[volume].current {
             Standard::Any
         } else if loss == Loss::Nothing
             && (self.settings.protocol != Protocol::A || self.manager.graceful[volume])
