@@ -1,7 +1,7 @@
 //! The Secondary's part: operations received from the Primary reach the disk in epoch order and are acknowledged.
 //!
 //! An operation that was received is carried out even if the connection ends meanwhile: under protocol B its receipt was
-//! already a promise (W2). Nothing is acknowledged before the disk has it (W3), no barrier before the flush (W7).
+//! already a promise (W2). Nothing is acknowledged before the disk has it (W3), no barrier before what it covers is durable (W7).
 
 use crate::api::{Effect, IoError, Payload, SessionId};
 use crate::engine::{Engine, IoOwner};
@@ -53,6 +53,8 @@ impl<P: Payload> Engine<P> {
         }
         self.last_application_io = self.now;
         let missed = self.peers[p].devices[v].tracks_misses;
+        let awaited = !self.may_gather(p);
+        self.peers[p].receiver.awaited = awaited;
         if !self.peers[p].receiver.receive(Received {
             sequence,
             epoch,
@@ -171,7 +173,7 @@ impl<P: Payload> Engine<P> {
 
     pub(crate) fn start_received(&mut self, p: usize, key: usize) {
         let received = &self.peers[p].received[key];
-        let (operation, durable) = (received.operation.clone(), received.durable);
+        let (operation, mut durable) = (received.operation.clone(), received.durable);
         let (v, range) = (operation.volume, operation.range);
         let number = self.volumes[v].number;
         let readable = self.volumes[v].disk == DiskState::UpToDate;
@@ -198,6 +200,11 @@ impl<P: Payload> Engine<P> {
                 backing.mark(node, range);
             }
         }
+        if durable && !self.volumes[v].config.disk_flushes {
+            // Whether it is flushed after all is decided when its turn comes.
+            durable = false;
+            self.peers[p].receiver.not_durable(v);
+        }
         let effect = match operation.kind {
             ReceivedKind::Write(payload) => {
                 let io = self.new_io(v, IoOwner::ReceivedWrite { peer: p, key });
@@ -206,7 +213,7 @@ impl<P: Payload> Engine<P> {
                     io,
                     range,
                     payload,
-                    durable: durable && self.volumes[v].config.disk_flushes,
+                    durable,
                 }
             }
             ReceivedKind::Discard => {

@@ -259,8 +259,8 @@ pub(crate) struct Peer<P> {
 impl<P> Peer<P> {
     pub fn new(config: PeerConfig, volumes: usize) -> Self {
         Peer {
-            receiver: Receiver::new(config.protocol),
             config,
+            receiver: Receiver::new(),
             connection: ConnectionState::StandAlone,
             session: None,
             role: Role::Unknown,

@@ -2,13 +2,13 @@
 //!
 //! Operations arrive in the Primary's order, each with its epoch. Operations of one epoch run beside each other (overlap order is
 //! the business of `interval`); the first of the next epoch starts only when the barrier of the previous one arrived, all its
-//! operations ended, and the backing devices were flushed.
+//! operations ended, and the backing devices were flushed or the operation was durable by itself.
 //!
 //! The flush need not wait for the barrier: when an epoch seems to be complete (as many operations as the one before it had, and
 //! all ended), it begins at once. A client that writes one block after another then finds it done, or nearly so, when its next block
 //! arrives. If the guess was wrong, what came later is flushed as well.
 //!
-//! Where no client waits for the report of a write (protocols A and B), the only write of an epoch, as far as one can tell, is made durable
+//! Where no client waits for the report of a write (see `reports`), the only write of an epoch, as far as one can tell, is made durable
 //! by itself: one operation of the disk instead of two, one after the other. A client that writes one block after another is slowed to
 //! the pace of the peer's epochs as soon as enough of them wait there.
 //!
@@ -21,7 +21,6 @@ use alloc::vec::Vec;
 
 use crate::limits::MAX_BUFFERED_OPERATIONS;
 use crate::units::ByteRange;
-use crate::wire::message::Protocol;
 
 /// What a received operation does to the disk.
 #[derive(Clone, Debug)]
@@ -139,15 +138,15 @@ pub struct Receiver<P> {
     buffered: usize,
     steps: VecDeque<Step<P>>,
     /// A client waits for the report of each write.
-    awaited: bool,
+    pub awaited: bool,
 }
 
 impl<P> Receiver<P> {
     /// The lane of a new connection.
     #[must_use]
-    pub fn new(protocol: Protocol) -> Self {
+    pub fn new() -> Self {
         Receiver {
-            awaited: protocol == Protocol::C,
+            awaited: true,
             next_sequence: 1,
             epochs: VecDeque::new(),
             next_epoch: 1,
@@ -311,6 +310,12 @@ impl<P> Receiver<P> {
         self.next_sequence - 1
     }
 
+    /// True if the newest epoch is closed and nothing came after it: somebody waits for it to be durable.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.open_operations == 0 && self.next_epoch > 1
+    }
+
     /// True while an operation of the epoch being written has not ended.
     #[must_use]
     pub fn is_writing(&self) -> bool {
@@ -321,6 +326,12 @@ impl<P> Receiver<P> {
     #[must_use]
     pub fn buffered(&self) -> usize {
         self.buffered
+    }
+}
+
+impl<P> Default for Receiver<P> {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -341,7 +352,7 @@ mod tests {
 
     #[test]
     fn nothing_of_the_next_epoch_starts_before_the_flush_of_the_previous_one() {
-        let mut lane = Receiver::new(Protocol::C);
+        let mut lane = Receiver::new();
         assert!(lane.receive(write(1, 1)));
         assert!(lane.receive(write(2, 1)));
         assert!(lane.barrier(1));
@@ -379,7 +390,7 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_follow_are_refused() {
-        let mut lane = Receiver::new(Protocol::C);
+        let mut lane = Receiver::new();
         assert!(!lane.receive(write(2, 1)));
         assert!(lane.receive(write(1, 1)));
         assert!(!lane.receive(write(2, 2)), "no barrier closed epoch 1");
@@ -409,7 +420,7 @@ mod tests {
 
     /// Epoch 1 with one operation, durable.
     fn one_by_one() -> Receiver<u8> {
-        let mut lane = Receiver::new(Protocol::C);
+        let mut lane = Receiver::new();
         assert!(lane.receive(write(1, 1)));
         lane.ended();
         assert_eq!(
@@ -481,7 +492,8 @@ mod tests {
 
     /// As `one_by_one`, where nobody waits for reports.
     fn one_by_one_unawaited() -> Receiver<u8> {
-        let mut lane = Receiver::new(Protocol::A);
+        let mut lane = Receiver::new();
+        lane.awaited = false;
         assert!(lane.receive(write(1, 1)));
         lane.ended();
         assert!(lane.barrier(1));
@@ -558,8 +570,20 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_is_asked_for_while_nothing_follows_its_barrier() {
+        let mut lane = Receiver::new();
+        assert!(!lane.is_asked());
+        assert!(lane.receive(write(1, 1)));
+        assert!(!lane.is_asked());
+        assert!(lane.barrier(1));
+        assert!(lane.is_asked());
+        assert!(lane.receive(write(2, 2)));
+        assert!(!lane.is_asked());
+    }
+
+    #[test]
     fn a_report_may_wait_only_for_a_write_that_will_end() {
-        let mut lane = Receiver::new(Protocol::C);
+        let mut lane = Receiver::new();
         assert!(!lane.is_writing());
         assert!(lane.receive(write(1, 1)));
         assert!(lane.barrier(1));
@@ -579,7 +603,7 @@ mod tests {
 
     #[test]
     fn an_empty_epoch_is_refused() {
-        let mut lane = Receiver::<u8>::new(Protocol::C);
+        let mut lane = Receiver::<u8>::new();
         assert!(!lane.barrier(1));
         assert!(lane.receive(write(1, 1)));
         assert!(lane.barrier(1));

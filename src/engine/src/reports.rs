@@ -5,14 +5,15 @@
 //! wake-up at the Primary, costs both nodes as much as the write itself.
 //!
 //! Invariant: what is gathered is reported within [`limits::REPORT_GATHER_MS`], or with the session's end never: the Primary then marks
-//! what it was not told of. A Primary without good data of its own waits for every report (W9), so nothing is gathered for it.
+//! what it was not told of. A Primary without good data of its own waits for every report (W9), and so does one that resyncs this node,
+//! so nothing is gathered for them; nor where somebody asked for an epoch.
 
 use alloc::vec::Vec;
 
 use crate::api::Payload;
 use crate::engine::Engine;
 use crate::limits;
-use crate::state::DiskState;
+use crate::state::{DiskState, ReplicationState};
 use crate::units::Time;
 use crate::wire::Message;
 use crate::wire::message::Protocol;
@@ -70,7 +71,7 @@ impl<P: Payload> Engine<P> {
                 continue;
             }
             let due = reports.due.is_some_and(|due| self.now >= due);
-            let gathers = self.may_gather(p);
+            let gathers = self.may_gather(p) && !self.peers[p].receiver.is_asked();
             // That an epoch is durable is reported with the write that follows it: at depth 1 a packet of its own would cost as much
             // as the report of the write. A write that is under way ends.
             let waits = gathers || lone && self.peers[p].receiver.is_writing();
@@ -84,10 +85,13 @@ impl<P: Payload> Engine<P> {
     }
 
     /// True if neither a client of the Primary nor the Primary itself waits for the reports of single writes.
-    fn may_gather(&self, p: usize) -> bool {
+    pub(crate) fn may_gather(&self, p: usize) -> bool {
         let peer = &self.peers[p];
         peer.config.protocol != Protocol::C
-            && (peer.devices.iter()).all(|device| device.disk == DiskState::UpToDate)
+            && peer.devices.iter().all(|device| {
+                device.disk == DiskState::UpToDate
+                    && device.replication == ReplicationState::Established
+            })
     }
 
     /// Protocol B: the receipt is what clients wait for. True if there was something to say.

@@ -589,14 +589,19 @@ impl Disk {
     /// What the sectors hold now is durable, and nothing else: older content of theirs is not in the cache any more.
     fn settle(&mut self, range: ByteRange) {
         let range = sectors(range);
-        for unflushed in &mut self.unflushed {
-            if unflushed.piece.area() == Area::Data {
-                let mut left = Vec::new();
-                (unflushed.piece).each_stamp(|sector, stamp| left.push((sector, stamp)));
-                left.retain(|(sector, _)| !range.contains(sector));
-                unflushed.piece = Piece::Some(left);
+        self.unflushed.retain_mut(|unflushed| {
+            let mut touches = false;
+            (unflushed.piece).each_stamp(|sector, _| touches |= range.contains(&sector));
+            if !touches {
+                return true;
             }
-        }
+            let mut left = Vec::new();
+            (unflushed.piece).each_stamp(|sector, stamp| left.push((sector, stamp)));
+            left.retain(|(sector, _)| !range.contains(sector));
+            let any = !left.is_empty();
+            unflushed.piece = Piece::Some(left);
+            any
+        });
         for sector in range {
             let metadata = &mut self.metadata_durable;
             Self::overwrite_metadata(self.metadata_base, self.placement, metadata, sector);

@@ -92,7 +92,7 @@ impl<P: Payload> Engine<P> {
         };
         let session = self.peers[p].session;
         let peer = &mut self.peers[p];
-        peer.receiver = crate::receiver::Receiver::new(peer.config.protocol);
+        peer.receiver = crate::receiver::Receiver::new();
         peer.receiver_session = session;
         peer.reports = crate::reports::Reports::default();
         peer.log = crate::transfer_log::TransferLog::new();
