@@ -310,12 +310,6 @@ impl<P> Receiver<P> {
         self.next_sequence - 1
     }
 
-    /// True if the newest epoch is closed and nothing came after it: somebody waits for it to be durable.
-    #[must_use]
-    pub fn is_asked(&self) -> bool {
-        self.open_operations == 0 && self.next_epoch > 1
-    }
-
     /// True while an operation of the epoch being written has not ended.
     #[must_use]
     pub fn is_writing(&self) -> bool {
@@ -567,18 +561,6 @@ mod tests {
         lane.flushed();
         let expected = ["start 2", "flush 0", "durable 2", "start 3"];
         assert_eq!(steps(&mut lane), expected);
-    }
-
-    #[test]
-    fn an_epoch_is_asked_for_while_nothing_follows_its_barrier() {
-        let mut lane = Receiver::new();
-        assert!(!lane.is_asked());
-        assert!(lane.receive(write(1, 1)));
-        assert!(!lane.is_asked());
-        assert!(lane.barrier(1));
-        assert!(lane.is_asked());
-        assert!(lane.receive(write(2, 2)));
-        assert!(!lane.is_asked());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! Invariant: what is gathered is reported within [`limits::REPORT_GATHER_MS`], or with the session's end never: the Primary then marks
 //! what it was not told of. A Primary without good data of its own waits for every report (W9), and so does one that resyncs this node,
-//! so nothing is gathered for them; nor where somebody asked for an epoch.
+//! so nothing is gathered for them.
 
 use alloc::vec::Vec;
 
@@ -71,7 +71,7 @@ impl<P: Payload> Engine<P> {
                 continue;
             }
             let due = reports.due.is_some_and(|due| self.now >= due);
-            let gathers = self.may_gather(p) && !self.peers[p].receiver.is_asked();
+            let gathers = self.may_gather(p);
             // That an epoch is durable is reported with the write that follows it: at depth 1 a packet of its own would cost as much
             // as the report of the write. A write that is under way ends.
             let waits = gathers || lone && self.peers[p].receiver.is_writing();
