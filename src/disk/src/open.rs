@@ -91,6 +91,13 @@ impl Disk {
         size_of(self.file(), self.info.kind, &self.info.path)
             .map(|size| size - size % u64::from(self.info.alignment))
     }
+
+    /// True if a write that is to be durable may be so by the word of another program alone: a file system in userspace is told of the
+    /// wish with the write, and of a flush by a request that it has to answer.
+    pub(crate) fn leaves_syncing_to_a_server(&self) -> bool {
+        nix::sys::statfs::fstatfs(self.file())
+            .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::FUSE_SUPER_MAGIC)
+    }
 }
 
 impl AsFd for Disk {

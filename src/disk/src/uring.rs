@@ -75,6 +75,8 @@ pub struct UringStatistics {
     pub bounced: u64,
     /// Transfers continued after a short one, or retried.
     pub resubmitted: u64,
+    /// Durable writes that took a flush of their own.
+    pub flushed_after: u64,
 }
 
 /// A handle on a ring, with its own completion queue. Use it on the thread that made it, inside a tokio runtime.
@@ -162,7 +164,11 @@ impl UringReactor {
             no_punch: Cell::new(false),
             no_zero_range: Cell::new(false),
             no_discard: Cell::new(false),
+            no_durable_writes: Cell::new(false),
         };
+        device
+            .no_durable_writes
+            .set(device.disk.leaves_syncing_to_a_server());
         UringDevice {
             core: Rc::clone(&self.core),
             port: Rc::clone(&self.port),
@@ -273,7 +279,7 @@ impl BlockDevice for UringDevice {
             .outstanding
             .fetch_add(1, Ordering::Relaxed);
         let (offset, length) = operation.range();
-        let request = Request {
+        let mut request = Request {
             token,
             port: Rc::clone(&self.port),
             device: Rc::clone(&self.device),
@@ -281,12 +287,13 @@ impl BlockDevice for UringDevice {
             offset,
             length,
             retries: 0,
+            then_flush: false,
         };
         if let Err(error) = operation.validate_within(self.info(), self.device.size.get()) {
             core.complete(&request, Err(error));
             return Ok(());
         }
-        match core.first_action(&request, operation) {
+        match core.first_action(&mut request, operation) {
             Some(action) => {
                 core.enqueue(action, request);
                 if core.queue.borrow().len() >= QUEUE_BATCH {

@@ -51,6 +51,8 @@ pub struct Device {
     pub no_punch: Cell<bool>,
     pub no_zero_range: Cell<bool>,
     pub no_discard: Cell<bool>,
+    /// A write that must be durable is followed by a flush.
+    pub no_durable_writes: Cell<bool>,
 }
 
 /// What has to be known of an operation at its end.
@@ -62,6 +64,8 @@ pub struct Request {
     pub offset: u64,
     pub length: u64,
     pub retries: u32,
+    /// A flush has to follow the write.
+    pub then_flush: bool,
 }
 
 impl Core {
@@ -72,7 +76,7 @@ impl Core {
     }
 
     /// What to ask the kernel first; `None` if there is nothing to do.
-    pub fn first_action(&self, request: &Request, operation: Operation) -> Option<Action> {
+    pub fn first_action(&self, request: &mut Request, operation: Operation) -> Option<Action> {
         let info = request.device.disk.info();
         match operation {
             Operation::Read { offset, length } => Some(Action::Read {
@@ -89,11 +93,12 @@ impl Core {
                     payload = self.pool.copy_from(&payload);
                     self.count(|statistics| statistics.bounced += 1);
                 }
+                request.then_flush = durable && request.device.no_durable_writes.get();
                 Some(Action::Write {
                     payload,
                     done: 0,
                     offset,
-                    durable,
+                    durable: durable && !request.then_flush,
                 })
             }
             Operation::Flush => Some(Action::Sync),
@@ -226,6 +231,17 @@ impl Core {
                 durable,
             } => {
                 let length = payload.len();
+                if durable && result == -libc::EOPNOTSUPP {
+                    request.device.no_durable_writes.set(true);
+                    request.then_flush = true;
+                    let action = Action::Write {
+                        payload,
+                        done,
+                        offset,
+                        durable: false,
+                    };
+                    return self.resubmit(action, request);
+                }
                 match self.progress(&request, done, length, result) {
                     Ok(done) if done < length => self.resubmit(
                         Action::Write {
@@ -243,6 +259,9 @@ impl Core {
                         {
                             let action = zero_fill(end, request.offset + request.length);
                             self.enqueue(action, request);
+                        } else if std::mem::take(&mut request.then_flush) {
+                            self.count(|statistics| statistics.flushed_after += 1);
+                            self.enqueue(Action::Sync, request);
                         } else {
                             self.complete(&request, Ok(None));
                         }

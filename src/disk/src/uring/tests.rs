@@ -128,3 +128,28 @@ fn block_device_without_zeroing_discard_gets_the_discard_command() {
     }
     assert_only_zero(&zeroed, 8192, 8192 + (3 << 20));
 }
+
+#[test]
+fn durable_write_is_followed_by_a_flush_where_the_device_has_no_such_writes() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("disk");
+    std::fs::write(&path, vec![0; 1 << 20]).expect("file");
+    block_on(async {
+        let reactor = UringReactor::new(UringOptions::default(), Pool::default()).expect("ring");
+        let device = reactor.attach(crate::open(&path, OpenOptions::default()).expect("open"));
+        for (missing, flushes) in [(false, 0), (true, 1)] {
+            device.device.no_durable_writes.set(missing);
+            let operation = Operation::Write {
+                offset: 0,
+                payload: reactor.pool().copy_from(&[7; 4096]),
+                durable: true,
+            };
+            device.submit(0, operation).expect("below the limit");
+            let mut completions = Vec::new();
+            reactor.completed().await;
+            assert_eq!(reactor.take_completions(&mut completions), 1);
+            assert_eq!(completions.remove(0).result.expect("success"), None);
+            assert_eq!(reactor.statistics().flushed_after, flushes);
+        }
+    });
+}
