@@ -151,3 +151,29 @@ fn a_demotion_waits_for_gathered_reports_and_no_longer() {
     assert!(!has_unreported(&pair));
     pair.assert_equal_and_in_sync();
 }
+
+#[test]
+fn lone_writes_are_durable_by_themselves_only_where_nobody_waits_for_their_reports() {
+    for (protocol, expected) in [
+        (Protocol::A, WRITES as usize),
+        (Protocol::B, WRITES as usize),
+        (Protocol::C, 0),
+    ] {
+        let mut pair = pair_with(protocol);
+        pair.nodes[1].durable_writes = 0;
+        write_one_by_one(&mut pair);
+        let durable = pair.nodes[1].durable_writes;
+        // Before the first one nothing is known of the client.
+        assert!(
+            (expected.saturating_sub(1)..=expected).contains(&durable),
+            "{protocol:?}: {durable}"
+        );
+        pair.detach(0).unwrap();
+        pair.nodes[1].durable_writes = 0;
+        write_one_by_one(&mut pair);
+        assert_eq!(
+            pair.nodes[1].durable_writes, 0,
+            "a client of a Primary without a disk waits"
+        );
+    }
+}

@@ -67,6 +67,8 @@ pub struct Node {
     pub says_at_once: Option<i32>,
     /// Handlers that run.
     pub asked: VecDeque<(HandlerId, &'static str)>,
+    /// Writes that were to be durable by themselves.
+    pub durable_writes: usize,
     pub fail_writes: bool,
     pub detached: bool,
     /// Operations of these kinds are carried out, but not answered before [`Pair::thaw`].
@@ -176,6 +178,7 @@ impl Pair {
             handlers: Vec::new(),
             says_at_once: Some(0),
             asked: VecDeque::new(),
+            durable_writes: 0,
             fail_writes: false,
             detached: false,
             freeze: Vec::new(),
@@ -341,8 +344,13 @@ impl Pair {
                 node.answer(self.now, Some(Io::Read), Event::DiskDone { io, result });
             }
             Effect::Write {
-                io, range, payload, ..
+                io,
+                range,
+                payload,
+                durable,
+                ..
             } => {
+                node.durable_writes += usize::from(durable);
                 if node.fail_writes {
                     return done(node, self.now, io, Err(IoError::Failed));
                 }
