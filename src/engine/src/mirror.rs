@@ -177,7 +177,7 @@ impl<P: Payload> Engine<P> {
         let (v, range) = (operation.volume, operation.range);
         let number = self.volumes[v].number;
         let readable = self.volumes[v].disk == DiskState::UpToDate;
-        if matches!(operation.kind, ReceivedKind::Read) && !readable {
+        if operation.is_read() && !readable {
             let (operation, current) = self.end_received(p, key);
             if current {
                 self.send(
@@ -324,8 +324,7 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn received_writes_lost(&mut self, v: usize) {
         let promised = self.peers.iter().any(|peer| {
             let entered = peer.received.iter().any(|(_, received)| {
-                received.operation.volume == v
-                    && !matches!(received.operation.kind, ReceivedKind::Read)
+                received.operation.volume == v && !received.operation.is_read()
             });
             peer.config.protocol == Protocol::B && (entered || peer.receiver.holds_writes(v))
         });

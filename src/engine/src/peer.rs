@@ -260,7 +260,6 @@ impl<P> Peer<P> {
     pub fn new(config: PeerConfig, volumes: usize) -> Self {
         Peer {
             config,
-            receiver: Receiver::new(),
             connection: ConnectionState::StandAlone,
             session: None,
             role: Role::Unknown,
@@ -273,6 +272,7 @@ impl<P> Peer<P> {
             settle_deadline: None,
             devices: (0..volumes).map(|_| PeerDevice::new()).collect(),
             log: TransferLog::new(),
+            receiver: Receiver::new(),
             receiver_session: None,
             received: Slab::new(),
             resync_writes: Slab::new(),

@@ -56,7 +56,8 @@ pub struct Received<P> {
 }
 
 impl<P> Received<P> {
-    fn is_read(&self) -> bool {
+    /// It changes nothing, and has no number on the lane.
+    pub fn is_read(&self) -> bool {
         matches!(self.kind, ReceivedKind::Read)
     }
 }
@@ -93,8 +94,9 @@ impl<P> Epoch<P> {
         }
     }
 
-    /// The operation is carried out now.
-    fn start(&mut self, operation: Received<P>, durable: bool) -> Step<P> {
+    /// The operation is carried out now; `alone` if it seems to be the only one and nobody waits for its report.
+    fn start(&mut self, operation: Received<P>, alone: bool) -> Step<P> {
+        let durable = alone && matches!(operation.kind, ReceivedKind::Write(_));
         self.pending += 1;
         if !operation.is_read() && !durable {
             self.touch(operation.volume);
@@ -204,9 +206,7 @@ impl<P> Receiver<P> {
         self.buffered += 1;
         epoch.operations += usize::from(!is_read);
         if first {
-            let durable =
-                ones && epoch.operations == 1 && matches!(operation.kind, ReceivedKind::Write(_));
-            let step = epoch.start(operation, durable);
+            let step = epoch.start(operation, ones && epoch.operations == 1);
             self.steps.push_back(step);
         } else {
             epoch.waiting.push(operation);
@@ -249,7 +249,7 @@ impl<P> Receiver<P> {
         self.advance();
     }
 
-    /// A write that was to be durable by itself failed: what reached the volume's disk needs a flush after all.
+    /// A write that was to be durable by itself is not: what reached the volume's disk needs a flush after all.
     pub fn not_durable(&mut self, volume: usize) {
         if let Some(epoch) = self.epochs.front_mut() {
             epoch.touch(volume);
@@ -292,8 +292,7 @@ impl<P> Receiver<P> {
         if let Some(epoch) = self.epochs.front_mut() {
             let alone = !self.awaited && epoch.operations == 1;
             for operation in core::mem::take(&mut epoch.waiting) {
-                let durable = alone && matches!(operation.kind, ReceivedKind::Write(_));
-                let step = epoch.start(operation, durable);
+                let step = epoch.start(operation, alone);
                 self.steps.push_back(step);
             }
         }
@@ -351,35 +350,13 @@ mod tests {
         assert!(lane.receive(write(2, 1)));
         assert!(lane.barrier(1));
         assert!(lane.receive(write(3, 2)));
-        assert!(matches!(
-            lane.next_step(),
-            Some(Step::Start {
-                operation: Received { sequence: 1, .. },
-                durable: false
-            })
-        ));
-        assert!(matches!(
-            lane.next_step(),
-            Some(Step::Start {
-                operation: Received { sequence: 2, .. },
-                durable: false
-            })
-        ));
-        assert!(lane.next_step().is_none());
+        assert_eq!(steps(&mut lane), ["start 1", "start 2"]);
         lane.ended();
-        assert!(lane.next_step().is_none(), "operation 2 has not ended");
+        assert_eq!(steps(&mut lane), [""; 0], "operation 2 has not ended");
         lane.ended();
-        assert!(matches!(lane.next_step(), Some(Step::Flush { volume: 0 })));
-        assert!(lane.next_step().is_none());
+        assert_eq!(steps(&mut lane), ["flush 0"]);
         lane.flushed();
-        assert!(matches!(lane.next_step(), Some(Step::Durable { epoch: 1 })));
-        assert!(matches!(
-            lane.next_step(),
-            Some(Step::Start {
-                operation: Received { sequence: 3, .. },
-                durable: false
-            })
-        ));
+        assert_eq!(steps(&mut lane), ["durable 1", "start 3"]);
     }
 
     #[test]
