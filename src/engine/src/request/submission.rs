@@ -4,6 +4,7 @@ use super::{Kind, Local, Progress, SentTo, Stage};
 use crate::api::{Effect, Payload};
 use crate::engine::{Engine, IoOwner};
 use crate::limits;
+use crate::state::DiskState;
 use crate::units::ByteRange;
 use crate::volume::{LogWaiter, Owner};
 use crate::wire::Message;
@@ -124,6 +125,8 @@ impl<P: Payload> Engine<P> {
         }
         if misses {
             self.new_generation_if_shared(v, "write-without-peer");
+            self.requests[key].without_data =
+                self.volumes[v].disk != DiskState::UpToDate && self.requests[key].sent.is_empty();
         }
         if self.volumes[v].usable() {
             let io = self.new_io(v, IoOwner::RequestWrite(key));
