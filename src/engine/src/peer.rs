@@ -18,6 +18,7 @@ use crate::resync::Asked;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::transfer_log::TransferLog;
 use crate::units::{ByteRange, Generation, Time};
+use crate::wire::message::Protocol;
 use crate::wire::{Hello, VolumeHello};
 
 /// A received operation that has not ended.
@@ -229,6 +230,8 @@ pub(crate) struct Peer<P> {
     pub receiver: Receiver<P>,
     /// The session whose operations the receiver holds; it may outlive the session itself.
     pub receiver_session: Option<SessionId>,
+    /// The protocol of that session: what a receipt promised is decided by it, whatever is configured by now.
+    pub receiver_protocol: Protocol,
     pub received: Slab<ReceivedOperation<P>>,
     pub resync_writes: Slab<TargetOperation<P>>,
     /// Parts of bitmaps that were sent and not taken up, of all volumes.
@@ -259,7 +262,6 @@ pub(crate) struct Peer<P> {
 impl<P> Peer<P> {
     pub fn new(config: PeerConfig, volumes: usize) -> Self {
         Peer {
-            config,
             connection: ConnectionState::StandAlone,
             session: None,
             role: Role::Unknown,
@@ -274,6 +276,8 @@ impl<P> Peer<P> {
             log: TransferLog::new(),
             receiver: Receiver::new(),
             receiver_session: None,
+            receiver_protocol: config.protocol,
+            config,
             received: Slab::new(),
             resync_writes: Slab::new(),
             bitmap_parts: 0,

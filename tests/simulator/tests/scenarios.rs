@@ -1145,6 +1145,41 @@ fn a_disk_that_lost_a_promised_write_is_not_up_to_date_when_it_comes_back() {
     });
 }
 
+/// The disk of node 1 fails with a received write on its way to it, after the connection ended and another protocol was configured. What
+/// the disk is when it is attached again.
+fn disk_that_lost_a_write_received_before(mut world: Scenario, adjusted: Protocol) -> DiskState {
+    world.stall_disk(1, SECOND);
+    world.write_now(0, block(5));
+    world.run(10 * MILLISECOND);
+    world.kill(0);
+    world.disconnect(1).unwrap();
+    assert_eq!(world.connection(1), ConnectionState::StandAlone);
+    world.adjust_protocol(1, adjusted);
+    world.break_disk(1);
+    world.until("the disk is given up", |world| {
+        world.nodes[1].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+    });
+    world.repair_disk(1);
+    world.attach(1);
+    world.disk(1)
+}
+
+#[test]
+fn a_promise_under_protocol_b_outlives_the_configuration_of_protocol_b() {
+    over_seeds(Protocol::B, 10, |world| {
+        let disk = disk_that_lost_a_write_received_before(world, Protocol::A);
+        assert_eq!(disk, DiskState::Outdated);
+    });
+}
+
+#[test]
+fn what_was_received_under_protocol_a_is_no_promise_once_protocol_b_is_configured() {
+    over_seeds(Protocol::A, 10, |world| {
+        let disk = disk_that_lost_a_write_received_before(world, Protocol::B);
+        assert_eq!(disk, DiskState::UpToDate);
+    });
+}
+
 #[test]
 fn an_outdated_source_is_up_to_date_when_its_target_is() {
     let mut world = Scenario::serving(Protocol::C);
