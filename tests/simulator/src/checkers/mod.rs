@@ -31,7 +31,7 @@ use crate::node::Loss;
 use crate::queue::Micros;
 use crate::settings::Settings;
 use crate::stamps::Stamps;
-use crate::world::{Figures, World};
+use crate::world::{Figures, RequestKind, World};
 
 pub use convergence::Unfinished;
 
@@ -254,8 +254,86 @@ impl World {
         }
     }
 
+    /// Primaries whose data are those of another disk than before follow its branch.
+    ///
+    /// A Primary that lost its disk works on its peer's data as soon as both ends of the session say so, although the two may have been
+    /// forked before: it was promoted apart and has completed nothing since, or a refused promotion left the peer a branch of its own. If
+    /// it takes its own disk again without the peer, it goes back. Either way nothing that was completed may be left behind.
+    fn follow_data(&mut self) {
+        for node in 0..self.settings.nodes {
+            if !self.nodes[node].is_primary() {
+                continue;
+            }
+            for volume in 0..self.settings.volumes.len() {
+                let state = &self.nodes[node].volumes[volume];
+                let own = state.disk_branch;
+                match self.view_of(node).volumes[volume].disk {
+                    DiskState::UpToDate if own.is_some() => {
+                        let own = own.unwrap_or(state.branch);
+                        self.go_over(node, node, volume, own);
+                        self.nodes[node].volumes[volume].disk_branch = None;
+                    }
+                    DiskState::Diskless => {
+                        let served = (0..self.settings.nodes)
+                            .find(|&peer| peer != node && self.is_served_by(node, peer, volume));
+                        if let Some(peer) = served {
+                            let own = own.unwrap_or(state.branch);
+                            let theirs = self.nodes[peer].volumes[volume].branch;
+                            if theirs != state.branch {
+                                self.go_over(node, peer, volume, theirs);
+                                self.nodes[node].volumes[volume].disk_branch = Some(own);
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// True if `node`, without a disk, works on the data of `peer`, and both ends of the session know.
+    fn is_served_by(&self, node: NodeIndex, peer: NodeIndex, volume: usize) -> bool {
+        let session = |node: NodeIndex, peer: NodeIndex| {
+            let process = self.nodes[node].process.as_ref()?;
+            let (_, connection) = process.sessions[peer]?;
+            process.view.connected(peer).then_some(connection)
+        };
+        session(node, peer).is_some()
+            && session(node, peer) == session(peer, node)
+            && !self.nodes[peer].is_primary()
+            && self.view_of(node).in_sync_with(peer, volume)
+            && self.view_of(peer).volumes[volume].disk == DiskState::UpToDate
+    }
+
+    fn view_of(&self, node: NodeIndex) -> &NodeView {
+        self.nodes[node].live_view().expect("the node runs")
+    }
+
+    /// What the clients of a Primary see is another branch from now on, on the disk of `holder`. Their open requests go with them.
+    fn go_over(&mut self, node: NodeIndex, holder: NodeIndex, volume: usize, branch: usize) {
+        let left = self.nodes[node].volumes[volume].branch;
+        self.trace.line(self.now, || {
+            format!("n{node} v{volume} goes over from branch {left} to {branch}, n{holder}'s")
+        });
+        self.checked("follow");
+        self.check_nothing_merged_away(node, holder, volume, branch, left);
+        self.nodes[node].volumes[volume].branch = branch;
+        let now = self.tick_moment();
+        for request in self.requests.values_mut() {
+            if request.node != node || request.volume != volume || request.branch != left {
+                continue;
+            }
+            request.branch = branch;
+            if let RequestKind::Write { number, range, .. } = request.kind {
+                self.branches[left].end(number, range, false, false, now);
+                self.branches[branch].begin_late(number, &self.writes[number as usize]);
+            }
+        }
+    }
+
     /// Called after the effects of a step.
     pub(crate) fn check_after_step(&mut self, node: NodeIndex) {
+        self.follow_data();
         self.check_one_primary(node);
         for (node, peer) in std::mem::take(&mut self.checks.separated) {
             self.check_separated(node, peer);
