@@ -1201,6 +1201,71 @@ fn an_outdated_source_is_up_to_date_when_its_target_is() {
     assert_eq!(world.disk(1), DiskState::UpToDate);
 }
 
+/// The model's branches are tested here as much as the engine: the generation that notes what the Primary's disk misses is no promotion's.
+#[test]
+fn a_refused_promotion_takes_nothing_from_a_diskless_primary_that_works_on_the_same_data() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        world.partition();
+        world.wait_disconnected(0);
+        world.wait_disconnected(1);
+        world.break_disk(0);
+        let read = world.read(0, block(5));
+        assert!(world.answer(read).is_err());
+        world.until("the disk is given up", |world| {
+            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+        });
+        world.heal();
+        world.until("they shake hands", |world| {
+            let process = world.nodes[1].process.as_ref().unwrap();
+            process.sessions[0].is_some()
+        });
+        assert!(world.promote(1).is_err(), "the other node is Primary");
+        let write = world.write_now(0, block(6));
+        world.kill(0);
+        world.wait_disconnected(1);
+        world.promote(1).unwrap();
+        world.read_now(1, block(6));
+        assert!(world.holds(1, block(6), write.write, View::Cached));
+    });
+}
+
+#[test]
+fn a_primary_that_was_promoted_apart_and_lost_its_disk_works_on_its_peers_data() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        world.demote(0).unwrap();
+        world.settle();
+        // The peer agreed; then the connection dies, while the promotion is being written down.
+        world.stall_disk(0, 3 * SECOND);
+        let promote = Command::Promote { force: false };
+        let purpose = qrbd_simulator::administrator::Purpose::Scenario;
+        let command = world.world.command(0, promote, purpose);
+        world.run(100 * MILLISECOND);
+        world.partition();
+        world.wait_disconnected(0);
+        world.until("the node is Primary", |world| {
+            let answers = world.command_answers.as_ref().unwrap();
+            answers.get(&command).is_some_and(|answer| answer.is_ok())
+        });
+        world.world.openers(0, 1);
+        world.break_disk(0);
+        let read = world.read(0, block(5));
+        assert!(world.answer(read).is_err());
+        world.until("the disk is given up", |world| {
+            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+        });
+        world.heal();
+        world.until("they are connected", |world| {
+            world.nodes[0].connected(1) && world.nodes[1].connected(0)
+        });
+        let write = world.write_now(0, block(6));
+        world.kill(0);
+        world.wait_disconnected(1);
+        world.promote(1).unwrap();
+        world.read_now(1, block(6));
+        assert!(world.holds(1, block(6), write.write, View::Cached));
+    });
+}
+
 #[test]
 fn a_primary_does_not_go_back_alone_to_a_disk_that_its_peer_knows_to_be_older() {
     let mut world = Scenario::serving(Protocol::C);
