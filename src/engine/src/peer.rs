@@ -144,7 +144,7 @@ pub(crate) struct PeerDevice {
     pub paused_there: bool,
     pub source: Option<Box<ResyncSource>>,
     pub target: Option<Box<ResyncTarget>>,
-    /// The generation in which both were last known to be connected by this very process.
+    /// The generation in which both were last known to be connected by this very process, under the protocol that is configured.
     pub contact: Option<Generation>,
     /// The peer is Primary without a disk: its disk misses what is written here, and that is tracked.
     pub tracks_misses: bool,

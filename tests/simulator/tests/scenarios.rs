@@ -532,6 +532,39 @@ fn c5_a_killed_primary_comes_back_with_everything_it_answered() {
     }
 }
 
+/// A survivor that was in contact under protocol A did not get everything that was completed, whatever is configured by now.
+#[test]
+fn a_killed_primary_of_protocol_a_keeps_what_it_answered_although_protocol_c_is_configured_meanwhile()
+ {
+    for stops in [false, true] {
+        over_seeds(Protocol::A, 10, |mut world| {
+            world.mute(0);
+            let write = world.write_now(0, block(5));
+            world.kill(0);
+            world.wait_disconnected(1);
+            world.heal();
+            assert!(!world.holds(1, block(5), write.write, View::Cached));
+            if stops {
+                world.detach(1).unwrap();
+            }
+            world.disconnect(1).unwrap();
+            world.adjust_protocol(1, Protocol::C);
+            world.world.settings.protocol = Protocol::C;
+            if stops {
+                world.kill(1);
+                world.restart(1);
+            } else {
+                world.connect(1, false).unwrap();
+            }
+            world.restart(0);
+            world.wait_in_sync();
+            world.promote(0).unwrap();
+            let found = world.read_now(0, block(5));
+            assert_eq!(found, qrbd_simulator::stamps::stamp(write.write, 40));
+        });
+    }
+}
+
 // ---- G: who has the newer data ------------------------------------------------------------------------------------------------
 
 #[test]
