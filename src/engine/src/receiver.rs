@@ -8,9 +8,10 @@
 //! all ended), it begins at once. A client that writes one block after another then finds it done, or nearly so, when its next block
 //! arrives. If the guess was wrong, what came later is flushed as well.
 //!
-//! Where no client waits for the report of a write (see `reports`), the only write of an epoch, as far as one can tell, is made durable
-//! by itself: one operation of the disk instead of two, one after the other. A client that writes one block after another is slowed to
-//! the pace of the peer's epochs as soon as enough of them wait there.
+//! Where no client waits for the report of a write alone, the only write of an epoch, as far as one can tell, is made durable by itself:
+//! one operation of the disk instead of two, one after the other. That is so where reports are gathered (see `reports`): a client that
+//! writes one block after another is slowed to the pace of the peer's epochs as soon as enough of them wait there. And it is so where
+//! the Primary closes an epoch before its only write has ended: a flush is asked for or foreseen, or the write has FUA.
 //!
 //! Invariants: `epochs` holds consecutive epochs, only the first is being written; `pending` counts its operations that have
 //! not ended; `touched` names the volumes with operations that began after the last flush of them was asked for and are not durable by
@@ -141,6 +142,8 @@ pub struct Receiver<P> {
     steps: VecDeque<Step<P>>,
     /// A client waits for the report of each write.
     pub awaited: bool,
+    /// The last epoch was closed before its only operation had ended: the Primary waits for durability.
+    closed_early: bool,
 }
 
 impl<P> Receiver<P> {
@@ -156,6 +159,7 @@ impl<P> Receiver<P> {
             last_operations: 0,
             buffered: 0,
             steps: VecDeque::new(),
+            closed_early: false,
         }
     }
 
@@ -199,7 +203,7 @@ impl<P> Receiver<P> {
             self.epochs.push_back(Epoch::new(number));
         }
         let first = self.epochs.len() == 1;
-        let ones = !self.awaited && self.last_operations == 1;
+        let ones = self.last_operations == 1 && (self.closed_early || !self.awaited);
         let Some(epoch) = self.epochs.back_mut() else {
             return false;
         };
@@ -235,6 +239,8 @@ impl<P> Receiver<P> {
         }
         if let Some(epoch) = self.epochs.back_mut() {
             epoch.closed = true;
+            let ended = epoch.pending == 0 && epoch.waiting.is_empty();
+            self.closed_early = epoch.operations == 1 && !ended;
         }
         self.advance();
         true
@@ -290,7 +296,7 @@ impl<P> Receiver<P> {
 
     fn open_first(&mut self) {
         if let Some(epoch) = self.epochs.front_mut() {
-            let alone = !self.awaited && epoch.operations == 1;
+            let alone = epoch.operations == 1 && (epoch.closed || !self.awaited);
             for operation in core::mem::take(&mut epoch.waiting) {
                 let step = epoch.start(operation, alone);
                 self.steps.push_back(step);
@@ -530,13 +536,88 @@ mod tests {
     #[test]
     fn write_whose_report_is_awaited_does_not_wait_for_a_flush() {
         let mut lane = one_by_one();
+        for sequence in 2..5 {
+            assert!(lane.receive(write(sequence, sequence)));
+            lane.ended();
+            assert!(lane.barrier(sequence));
+            lane.flushed();
+            assert_eq!(
+                steps(&mut lane),
+                [
+                    alloc::format!("start {sequence}"),
+                    "flush 0".into(),
+                    alloc::format!("durable {sequence}")
+                ]
+            );
+        }
+        assert!(lane.receive(write(5, 5)));
+        assert!(lane.barrier(5));
+        assert!(lane.receive(write(6, 6)));
+        lane.ended();
+        lane.flushed();
+        assert_eq!(
+            steps(&mut lane),
+            ["start 5", "flush 0", "durable 5", "start 6"],
+            "nobody waits for the durability of 6 yet"
+        );
+    }
+
+    #[test]
+    fn write_is_durable_by_itself_while_epochs_are_closed_before_their_only_write_ended() {
+        let mut lane = one_by_one();
         assert!(lane.receive(write(2, 2)));
         assert!(lane.barrier(2));
+        lane.ended();
+        lane.flushed();
+        assert_eq!(steps(&mut lane), ["start 2", "flush 0", "durable 2"]);
         assert!(lane.receive(write(3, 3)));
         assert!(lane.barrier(3));
         lane.ended();
+        assert_eq!(steps(&mut lane), ["start 3 durable", "durable 3"]);
+        assert!(lane.receive(write(4, 4)));
+        lane.ended();
+        assert!(lane.barrier(4));
+        assert_eq!(steps(&mut lane), ["start 4 durable", "durable 4"]);
+        assert!(lane.receive(write(5, 5)));
+        assert_eq!(
+            steps(&mut lane),
+            ["start 5"],
+            "the last one was closed when its write had ended"
+        );
+    }
+
+    #[test]
+    fn only_write_of_an_epoch_that_was_closed_while_it_waited_is_durable_by_itself() {
+        let mut lane = one_by_one();
+        assert!(lane.receive(write(2, 2)));
+        assert!(lane.receive(write(3, 2)));
+        assert!(lane.barrier(2));
+        assert!(lane.receive(write(4, 3)));
+        assert!(lane.barrier(3));
+        lane.ended();
+        lane.ended();
         lane.flushed();
-        let expected = ["start 2", "flush 0", "durable 2", "start 3"];
+        let expected = [
+            "start 2",
+            "start 3",
+            "flush 0",
+            "durable 2",
+            "start 4 durable",
+        ];
+        assert_eq!(steps(&mut lane), expected);
+    }
+
+    #[test]
+    fn epoch_of_several_writes_that_is_closed_early_says_nothing_about_the_next() {
+        let mut lane = one_by_one();
+        assert!(lane.receive(write(2, 2)));
+        assert!(lane.receive(write(3, 2)));
+        assert!(lane.barrier(2));
+        lane.ended();
+        lane.ended();
+        lane.flushed();
+        assert!(lane.receive(write(4, 3)));
+        let expected = ["start 2", "start 3", "flush 0", "durable 2", "start 4"];
         assert_eq!(steps(&mut lane), expected);
     }
 

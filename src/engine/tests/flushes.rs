@@ -4,6 +4,7 @@ mod harness;
 
 use harness::*;
 use qrbd_engine::Operation;
+use qrbd_engine::wire::Message;
 use qrbd_engine::wire::message::Protocol;
 
 const FAR: u64 = 20 << 20;
@@ -118,4 +119,60 @@ fn client_without_a_rhythm_causes_no_flush() {
         pair.write(0, FAR, value);
         assert_eq!(frozen(&pair), 0);
     }
+}
+
+/// A pair under protocol C whose client flushes after every write, and has done so a few times.
+fn steady_synchronous_pair() -> Pair {
+    let mut pair = Pair::synced(&plain);
+    for value in 1..6 {
+        pair.write(0, FAR, value);
+        let flush = pair.submit(0, Operation::Flush);
+        assert!(is_done(&pair, flush));
+    }
+    pair
+}
+
+fn barriers_acked(pair: &Pair) -> usize {
+    let acked = |message: &&Message<Bytes>| matches!(message, Message::BarrierAck { .. });
+    pair.reports.iter().filter(acked).count()
+}
+
+#[test]
+fn peer_makes_a_write_durable_before_the_flush_that_is_expected() {
+    let mut pair = steady_synchronous_pair();
+    pair.reports.clear();
+    pair.write(0, FAR, 9);
+    assert_eq!(barriers_acked(&pair), 1, "the barrier came with the write");
+    // The client's flush waits for nobody: nothing travels any more.
+    pair.hold_back = Some(|_| true);
+    let flush = pair.submit(0, Operation::Flush);
+    assert!(is_done(&pair, flush));
+    assert!(pair.held_back.is_empty());
+}
+
+#[test]
+fn write_beyond_the_rhythm_is_in_an_epoch_of_its_own_that_the_flush_waits_for() {
+    let mut pair = steady_synchronous_pair();
+    pair.write(0, FAR, 9);
+    pair.write(0, FAR + 4096, 9);
+    pair.hold_back = Some(|message| matches!(message, Message::BarrierAck { .. }));
+    let flush = pair.submit(0, Operation::Flush);
+    assert!(
+        !is_done(&pair, flush),
+        "the peer did not say that the second write is durable"
+    );
+    pair.release();
+    assert!(is_done(&pair, flush));
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn expected_flush_closes_no_epoch_where_the_client_does_not_wait_for_the_peer() {
+    let mut pair = steady_pair();
+    pair.nodes[0].freeze.clear();
+    pair.thaw(0);
+    pair.reports.clear();
+    pair.hold_back = Some(|message| matches!(message, Message::Barrier { .. }));
+    pair.write(0, FAR, 9);
+    assert!(pair.held_back.is_empty());
 }

@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::*;
+use qrbd_engine::api::ClientError;
 use qrbd_engine::config::Fencing;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{ByteRange, NodeId};
@@ -363,4 +364,31 @@ fn a_target_that_was_told_of_the_end_of_its_resync_must_be_fenced_when_it_is_los
     pair.cut();
     assert_eq!(peer_disk(&pair), DiskState::DUnknown);
     assert!(pair.nodes[0].engine.status().suspended_fencing);
+}
+
+#[test]
+fn a_write_begun_on_old_data_is_not_answered_as_good_when_they_prove_to_be_the_newest() {
+    let mut pair = Pair::synced(&plain);
+    // The peer cannot record that the Primary's clients go on with its data alone.
+    pair.nodes[1].fail_metadata = true;
+    pair.detach(0).unwrap();
+    assert_eq!(pair.disk(1), DiskState::Diskless);
+    pair.nodes[1].fail_metadata = false;
+    pair.cut();
+    pair.attach(0).unwrap();
+    assert_eq!(pair.disk(0), DiskState::Outdated);
+    pair.nodes[0].freeze = vec![Io::Write];
+    let write = pair.start_write(0, 4096, 9);
+    pair.attach(1).unwrap();
+    pair.heal();
+    assert_eq!(pair.disk(0), DiskState::UpToDate, "nothing newer");
+    pair.thaw(0);
+    let answer = pair.nodes[0].completions.get(&write);
+    assert_eq!(
+        answer,
+        Some(&Err(ClientError::Io)),
+        "no generation tells that the peer misses it"
+    );
+    pair.write(0, 8192, 7);
+    pair.assert_equal_and_in_sync();
 }

@@ -53,9 +53,11 @@ impl<P: Payload> Engine<P> {
         !can || copies.iter().any(|&p| self.good_at(request, p))
     }
 
-    /// True if the local disk has the request's effect and its data are good.
+    /// True if the local disk has the request's effect and its data are good, and were when it began.
     fn good_here(&self, request: &Request<P>) -> bool {
-        request.local == Local::Done && self.volumes[request.volume].disk == DiskState::UpToDate
+        request.local == Local::Done
+            && self.volumes[request.volume].disk == DiskState::UpToDate
+            && !request.without_data
     }
 
     /// True if the peer is within reach and its data are good.

@@ -3,9 +3,11 @@
 //! One local flush runs at a time and serves everybody whose writes ended before it began. Where the local disk cannot make something
 //! durable, the peers that mirror must.
 //!
-//! A client that flushes after every so many writes (the log of a database, the journal of a file system) does not wait for the local
-//! flush where its rhythm can be foreseen: it begins when the last of these writes ended here, while the peer writes, and serves the
-//! client when it asks. Nothing is promised by that: a flush counts for a request only if nothing ended at the disk since it began.
+//! A client that flushes after every so many writes (the log of a database, the journal of a file system) does not wait for the flush
+//! where its rhythm can be foreseen. The local one begins when the last of these writes ended here, while the peer writes, and serves
+//! the client when it asks. The peers that the client will wait for get the barrier together with the last write, so that they do not
+//! wait for it. Nothing is promised by that: a flush counts for a request only if nothing ended at the disk since it began, and an
+//! epoch may end anywhere.
 
 use super::{Kind, Local, Stage};
 use crate::api::{Effect, IoError, Payload};
@@ -19,6 +21,8 @@ const MOST_WRITES: u32 = 64;
 /// After how many writes a client flushes.
 #[derive(Debug, Default)]
 pub(crate) struct FlushRhythm {
+    /// Writes that were submitted since the client's last flush.
+    submitted: u32,
     /// Writes that ended since the client's last flush.
     writes: u32,
     /// Writes between the two flushes before.
@@ -28,6 +32,12 @@ pub(crate) struct FlushRhythm {
 }
 
 impl FlushRhythm {
+    /// A write is submitted. True if the client's flush is expected next.
+    pub(super) fn write_submitted(&mut self) -> bool {
+        self.submitted = self.submitted.saturating_add(1);
+        self.steady && self.submitted == self.expected
+    }
+
     /// A write ended at the disk. True if the client's flush is expected next.
     fn write_ended(&mut self) -> bool {
         self.writes = self.writes.saturating_add(1);
@@ -40,6 +50,7 @@ impl FlushRhythm {
 
     /// The client flushes.
     fn flushed(&mut self) {
+        self.submitted = 0;
         let writes = core::mem::take(&mut self.writes);
         self.steady = (1..=MOST_WRITES).contains(&writes) && writes == self.expected;
         self.expected = writes;
@@ -61,9 +72,7 @@ impl<P: Payload> Engine<P> {
             if self.peers[p].devices[v].mirrors() {
                 self.close_epoch(p);
                 let epoch = self.peers[p].log.last_epoch_with_entries();
-                let remote = self.peers[p].config.protocol == Protocol::C
-                    || self.volumes[v].disk != DiskState::UpToDate;
-                if remote && epoch > self.peers[p].log.durable_epoch() {
+                if self.waits_for_durability(p, v) && epoch > self.peers[p].log.durable_epoch() {
                     self.requests[key].barriers.push((p, epoch));
                     self.peers[p].barrier_waiters.push((key, epoch));
                 }
@@ -84,6 +93,12 @@ impl<P: Payload> Engine<P> {
             self.requests[key].local = Local::Missing;
             self.update_request(key);
         }
+    }
+
+    /// True if what is durable for a client must be durable at the peer as well (W3). Without good data here the peer's is the only
+    /// durable copy, whatever the protocol.
+    pub(super) fn waits_for_durability(&self, p: usize, v: usize) -> bool {
+        self.peers[p].config.protocol == Protocol::C || self.volumes[v].disk != DiskState::UpToDate
     }
 
     /// Makes `key` part of a local flush that covers everything that ended at the disk so far.
@@ -203,7 +218,14 @@ mod tests {
 
     /// So many writes, then a flush; whether the flush was expected when it came, and how often too early.
     fn interval(rhythm: &mut FlushRhythm, writes: u32) -> (bool, u32) {
-        let guesses: alloc::vec::Vec<bool> = (0..writes).map(|_| rhythm.write_ended()).collect();
+        let guesses: alloc::vec::Vec<bool> = (0..writes)
+            .map(|_| {
+                let submitted = rhythm.write_submitted();
+                let ended = rhythm.write_ended();
+                assert_eq!(submitted, ended, "one after the other, both say the same");
+                ended
+            })
+            .collect();
         rhythm.flushed();
         let expected = guesses.last().copied().unwrap_or(false);
         let all = guesses.iter().filter(|&&guess| guess).count() as u32;
@@ -234,6 +256,16 @@ mod tests {
         assert_eq!(interval(&mut rhythm, 1), (false, 0));
         assert_eq!(interval(&mut rhythm, 1), (false, 0));
         assert_eq!(interval(&mut rhythm, 1), (true, 0));
+    }
+
+    #[test]
+    fn the_last_of_several_writes_at_once_is_known_when_it_is_submitted() {
+        let mut rhythm = FlushRhythm::default();
+        for _ in 0..3 {
+            interval(&mut rhythm, 3);
+        }
+        let guesses: alloc::vec::Vec<bool> = (0..4).map(|_| rhythm.write_submitted()).collect();
+        assert_eq!(guesses, [false, false, true, false]);
     }
 
     #[test]

@@ -96,6 +96,8 @@ pub(crate) struct Request<P> {
     /// Epochs that must be durable at peers before completion.
     pub barriers: Vec<(usize, u64)>,
     pub completed: bool,
+    /// Submitted when neither this disk nor a peer had good data: no generation tells that the peers miss it.
+    pub without_data: bool,
 }
 
 impl<P> Request<P> {
@@ -188,6 +190,7 @@ impl<P: Payload> Engine<P> {
             sent: Vec::new(),
             barriers: Vec::new(),
             completed: false,
+            without_data: false,
         });
         if is_read {
             self.start_read(key);

@@ -8,7 +8,6 @@ use crate::state::DiskState;
 use crate::units::ByteRange;
 use crate::volume::{LogWaiter, Owner};
 use crate::wire::Message;
-use crate::wire::message::Protocol;
 
 impl<P: Payload> Engine<P> {
     /// Takes references on the extents of a write, or queues it until a transaction made them active.
@@ -59,6 +58,7 @@ impl<P: Payload> Engine<P> {
         );
         let number = self.volumes[v].number;
         self.requests[key].stage = Stage::Running;
+        let flush_follows = self.volumes[v].flush.rhythm.write_submitted();
         let mut misses = false;
         for p in 0..self.peers.len() {
             // Without a disk here only a peer with good data takes the write: nobody else could tell what it misses.
@@ -107,15 +107,13 @@ impl<P: Payload> Engine<P> {
                 self.send(p, message);
                 self.peers[p].idle_barrier = Some(self.now.after(limits::IDLE_BARRIER_MS));
                 self.note_progress(p);
-                if fua {
+                let awaited = self.waits_for_durability(p, v);
+                if fua || flush_follows && awaited {
                     self.close_epoch(p);
-                    // Without good data here the peer's is the only durable copy, whatever the protocol.
-                    if self.peers[p].config.protocol == Protocol::C
-                        || self.volumes[v].disk != DiskState::UpToDate
-                    {
-                        self.requests[key].barriers.push((p, epoch));
-                        self.peers[p].barrier_waiters.push((key, epoch));
-                    }
+                }
+                if fua && awaited {
+                    self.requests[key].barriers.push((p, epoch));
+                    self.peers[p].barrier_waiters.push((key, epoch));
                 }
             } else {
                 let node = self.peers[p].config.node_id;
@@ -127,6 +125,8 @@ impl<P: Payload> Engine<P> {
         }
         if misses {
             self.new_generation_if_shared(v, "write-without-peer");
+            self.requests[key].without_data =
+                self.volumes[v].disk != DiskState::UpToDate && self.requests[key].sent.is_empty();
         }
         if self.volumes[v].usable() {
             let io = self.new_io(v, IoOwner::RequestWrite(key));

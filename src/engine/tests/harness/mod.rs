@@ -45,6 +45,7 @@ pub fn filled(value: u8, length: usize) -> Bytes {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Io {
     Read,
+    Write,
     Flush,
     Metadata,
 }
@@ -70,6 +71,7 @@ pub struct Node {
     /// Writes that were to be durable by themselves.
     pub durable_writes: usize,
     pub fail_writes: bool,
+    pub fail_metadata: bool,
     pub detached: bool,
     /// Operations of these kinds are carried out, but not answered before [`Pair::thaw`].
     pub freeze: Vec<Io>,
@@ -180,6 +182,7 @@ impl Pair {
             asked: VecDeque::new(),
             durable_writes: 0,
             fail_writes: false,
+            fail_metadata: false,
             detached: false,
             freeze: Vec::new(),
             frozen: VecDeque::new(),
@@ -358,7 +361,8 @@ impl Pair {
                     node.disk.borrow_mut()[range.offset as usize..range.end() as usize]
                         .copy_from_slice(&payload.0);
                 }
-                done(node, self.now, io, Ok(None));
+                let result = Ok(None);
+                node.answer(self.now, Some(Io::Write), Event::DiskDone { io, result });
             }
             Effect::Discard { io, range, .. } | Effect::WriteZeroes { io, range, .. } => {
                 if !node.empty {
@@ -373,11 +377,15 @@ impl Pair {
             Effect::MetadataWrite {
                 io, offset, bytes, ..
             } => {
-                if !node.empty {
+                if !node.empty && !node.fail_metadata {
                     node.disk.borrow_mut()[offset as usize..][..bytes.len()]
                         .copy_from_slice(&bytes);
                 }
-                let result = Ok(());
+                let result = if node.fail_metadata {
+                    Err(IoError::Failed)
+                } else {
+                    Ok(())
+                };
                 node.answer(
                     self.now,
                     Some(Io::Metadata),
