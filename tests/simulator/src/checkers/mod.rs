@@ -68,6 +68,8 @@ pub struct Checks {
     superblocks: BTreeMap<(NodeIndex, usize), Vec<Superblock>>,
     /// Bits at the start of a resync, by source, target and volume.
     resync: BTreeMap<(NodeIndex, NodeIndex, usize), Bits>,
+    /// What a source had lost when it ended a resync, by source, target and volume: the target has its data of that moment.
+    losses_at_finish: BTreeMap<(NodeIndex, NodeIndex, usize), Loss>,
     /// Most bits that an attach may leave set, by node, volume and peer.
     expected_bits: BTreeMap<(NodeIndex, usize, NodeIndex), u64>,
     /// How many checks each checker did, for reports.
@@ -87,6 +89,7 @@ impl Checks {
             received: Vec::new(),
             superblocks: BTreeMap::new(),
             resync: BTreeMap::new(),
+            losses_at_finish: BTreeMap::new(),
             expected_bits: BTreeMap::new(),
             done: BTreeMap::new(),
         }
@@ -394,6 +397,12 @@ impl World {
             | Message::ResyncZeroes { volume, range, .. } => {
                 self.check_resync_data(node, peer, usize::from(volume.0), *range);
             }
+            Message::ResyncFinish { volume } => {
+                let volume = usize::from(volume.0);
+                let loss = self.nodes[node].volumes[volume].loss;
+                let key = (node, peer, volume);
+                self.checks.losses_at_finish.insert(key, loss);
+            }
             _ => {}
         }
     }
@@ -492,9 +501,16 @@ impl World {
             self.nodes[node].volumes[volume].loss,
             self.nodes[peer].volumes[volume].loss,
         );
+        let replication = before.replication(peer, volume);
+        let peer_lives = self.peer_is_the_same(node, peer);
+        let at_finish = self.checks.losses_at_finish.get(&(peer, node, volume));
+        let theirs = match at_finish {
+            // The source died since: what it lost with that, the target still has.
+            Some(&loss) if !peer_lives && replication.is_sync_target() => loss,
+            _ => theirs,
+        };
         let both_current =
             self.nodes[node].volumes[volume].current && self.nodes[peer].volumes[volume].current;
-        let replication = before.replication(peer, volume);
         let loss = if self.nodes[node].is_primary() || self.nodes[peer].is_primary() {
             Loss::Nothing
         } else if both_current
@@ -510,7 +526,6 @@ impl World {
             mine.max(theirs)
         };
         // What a peer lost when it died stays lost, although its last words arrive only now.
-        let peer_lives = self.peer_is_the_same(node, peer);
         self.nodes[node].volumes[volume].loss = loss;
         if peer_lives {
             self.nodes[peer].volumes[volume].loss = loss;
