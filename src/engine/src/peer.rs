@@ -146,6 +146,8 @@ pub(crate) struct PeerDevice {
     pub target: Option<Box<ResyncTarget>>,
     /// The generation in which both were last known to be connected by this very process, under the protocol that is configured.
     pub contact: Option<Generation>,
+    /// The peer was told that its initial sync is skipped: it becomes UpToDate, whether or not it still says so on this connection.
+    pub told_to_skip: bool,
     /// The peer is Primary without a disk: its disk misses what is written here, and that is tracked.
     pub tracks_misses: bool,
     /// The peer tracks what this node's lost disk misses.
@@ -179,6 +181,7 @@ impl PeerDevice {
             source: None,
             target: None,
             contact: None,
+            told_to_skip: false,
             tracks_misses: false,
             misses_tracked: false,
             asked: None,
