@@ -94,9 +94,13 @@ def goals(record):
     limit = slowest(rate(memory.get("disk")), network)
     goal("P6m", "P6 in memory: against the slower of raw memory disk and raw quinn", ratio(resynced(memory.get("resync")), limit), 0.9)
 
-    mirrored = [against(load.name, "qrbd-c", "qemu-mirror") for load in LOADS if load.writes]
-    if None not in mirrored:
-        goal("P7", "every write load: protocol C against QEMU's mirror, the worst of them", min(mirrored), 2.0)
+    mirrored = {load: against(load.name, "qrbd-c", "qemu-mirror") for load in LOADS if load.writes}
+    if None not in mirrored.values():
+        worst = min(mirrored, key=mirrored.get)
+        # What is there to be won: an unreplicated server, and this device when nothing but two disks are written.
+        bounds = {"plain itself": against(worst.name, "plain", "qemu-mirror"), "two raw disks at once": against(worst.name, "raw-two", "qemu-mirror")}
+        note = ", ".join([worst.title] + [f"{name} {bound:.2f} x" for name, bound in bounds.items() if bound is not None])
+        goal("P7", "every write load: protocol C against QEMU's mirror, the worst of them", mirrored[worst], 2.0, note=note)
 
     parts = [latency(record, "write-4k-1", "nbdkit-memory"), latency(record, "write-4k-1", "raw")]
     parts.append(quinn(record, 8972, lambda sample: sample["latency_us"]["p50"]))

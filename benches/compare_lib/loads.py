@@ -64,23 +64,34 @@ def run_load(processes, load, target, size_bytes, seconds, seed=1):
 
 
 def read_sample(text, load):
-    """The figures in fio's JSON, which lines for people may precede."""
+    """The figures in fio's JSON, which lines for people may precede; of several jobs the mean of each."""
     try:
-        job = json.loads(text[text.index("{"):])["jobs"][0]
-        side = job["write" if load.writes else "read"]
-        if job["error"] != 0:
-            raise StepFailed(f"fio reports error {job['error']}")
-        if side["total_ios"] == 0:
-            raise StepFailed("fio finished no operation")
-        percentiles = side["clat_ns"].get("percentile", {})
-        return {
-            "iops": side["iops"],
-            "bytes_per_second": side["bw_bytes"],
-            "latency_us": {
-                "mean": side["lat_ns"]["mean"] / 1000,
-                "p50": percentiles.get("50.000000", 0) / 1000,
-                "p99": percentiles.get("99.000000", 0) / 1000,
-            },
-        }
+        jobs = json.loads(text[text.index("{"):])["jobs"]
+        return mean_sample([read_job(job, load) for job in jobs])
     except (ValueError, KeyError, IndexError) as error:
         raise StepFailed(f"fio's output is not understood ({error!r}): {text[:500]}") from None
+
+
+def read_job(job, load):
+    side = job["write" if load.writes else "read"]
+    if job["error"] != 0:
+        raise StepFailed(f"fio reports error {job['error']}")
+    if side["total_ios"] == 0:
+        raise StepFailed("fio finished no operation")
+    percentiles = side["clat_ns"].get("percentile", {})
+    return {
+        "iops": side["iops"],
+        "bytes_per_second": side["bw_bytes"],
+        "latency_us": {
+            "mean": side["lat_ns"]["mean"] / 1000,
+            "p50": percentiles.get("50.000000", 0) / 1000,
+            "p99": percentiles.get("99.000000", 0) / 1000,
+        },
+    }
+
+
+def mean_sample(samples):
+    first, count = samples[0], len(samples)
+    mean = {key: sum(sample[key] for sample in samples) / count for key in ("iops", "bytes_per_second")}
+    latencies = {key: sum(sample["latency_us"][key] for sample in samples) / count for key in first["latency_us"]}
+    return {**mean, "latency_us": latencies}

@@ -14,13 +14,13 @@ from .document import DOCUMENT, write_document
 from .figures import number
 from .goals import goals
 from .loads import FILL, LOADS, WARM, run_load
-from .peers import NbdkitFile, NbdkitMemory, Plain, QemuMirror, RawDisk
+from .peers import NbdkitFile, NbdkitMemory, Plain, QemuMirror, RawDisk, TwoRawDisks
 from .picture import picture
 from .processes import Interrupted, Processes, StepFailed, interrupt_on_signals
 from .replica import Alone, ProtocolA, ProtocolB, ProtocolC, SmallPackets
 from .table import table
 
-PEERS = [RawDisk, Plain, NbdkitFile, NbdkitMemory, QemuMirror, Alone, ProtocolA, ProtocolB, ProtocolC, SmallPackets]
+PEERS = [RawDisk, TwoRawDisks, Plain, NbdkitFile, NbdkitMemory, QemuMirror, Alone, ProtocolA, ProtocolB, ProtocolC, SmallPackets]
 EXTRAS = ["quinn", "copies", "resync", "resync-memory", "memory", "failover"]
 MIB = 1 << 20
 

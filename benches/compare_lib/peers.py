@@ -89,6 +89,22 @@ class RawDisk(Peer):
         return ["--ioengine=io_uring", "--direct=1", f"--filename={self.disk}"]
 
 
+class TwoRawDisks(Peer):
+    """What this device gives two disks that are written at the same time: no mirror that has both of its disks here is faster."""
+
+    name = "raw-two"
+    title = "two raw disks at once, each"
+    guarantees = dict(zip(GUARANTEES, ["no", "no", "yes, both", "each disk for itself", "each file"]))
+
+    def start(self):
+        for number in range(2):
+            self.make_disk(f"disk.{number}")
+
+    def target(self):
+        files = [f"--directory={self.directory}", "--filename_format=disk.$jobnum", "--numjobs=2"]
+        return ["--ioengine=io_uring", "--direct=1", *files]
+
+
 class Plain(Peer):
     name = "plain"
     title = "plain: qemu-nbd"

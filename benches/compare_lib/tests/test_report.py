@@ -96,6 +96,15 @@ class Fio(unittest.TestCase):
         with self.assertRaises(StepFailed):
             loads.read_sample(self.TEXT, self.READ)
 
+    def test_of_several_jobs_the_mean_counts(self):
+        job = self.TEXT[self.TEXT.index('{"error'):-2]
+        both = self.TEXT.replace(job, job + ", " + job.replace("7.5", "8.5").replace("30720", "40960").replace("1500", "2500"))
+        found = loads.read_sample(both, self.WRITE)
+        self.assertEqual((found["iops"], found["bytes_per_second"]), (8.0, 35840))
+        self.assertEqual(found["latency_us"], {"mean": 2.0, "p50": 2.0, "p99": 9.0})
+        with self.assertRaises(StepFailed):
+            loads.read_sample(both.replace('"error": 0', '"error": 5', 1), self.WRITE)
+
     def test_a_load_with_flushes_says_so_to_fio(self):
         for load in loads.LOADS:
             command = loads.fio_command(load, [], 1 << 20, 1.5, "out", 1)

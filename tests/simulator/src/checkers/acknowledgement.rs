@@ -333,13 +333,20 @@ impl World {
             ClientError::OutOfRange => false,
             ClientError::NoSpace => (0..self.settings.nodes).any(ill),
             ClientError::Io => {
-                let good_here = view.volumes[volume].disk == DiskState::UpToDate && !ill(node);
+                let changes =
+                    matches!(request.kind, RequestKind::Write { .. } | RequestKind::Flush);
+                // A write that began on old data is none of the good ones that they turn out to be.
+                let good_here = view.volumes[volume].disk == DiskState::UpToDate
+                    && (!changes
+                        || (self.checks.good_since.get(&(node, volume)))
+                            .is_none_or(|&since| since < request.at))
+                    && !ill(node);
                 let good_there = (0..self.settings.nodes).any(|peer| {
                     peer != node
                         && view.connected(peer)
                         && view.peer_disk(peer, volume) == DiskState::UpToDate
                         // A write or a flush that ran before a good disk was found there did not reach it.
-                        && (!matches!(request.kind, RequestKind::Write { .. } | RequestKind::Flush)
+                        && (!changes
                             || view.mirrors_to(peer, volume)
                                 && (self.checks.connected_since.get(&(node, peer)))
                                     .is_some_and(|&since| since < request.at))

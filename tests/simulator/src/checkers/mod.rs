@@ -56,6 +56,8 @@ pub struct Checks {
     promises_lost: BTreeSet<(NodeIndex, usize)>,
     /// When a node was last connected to a peer, or to a disk of it, anew.
     connected_since: BTreeMap<(NodeIndex, NodeIndex), Micros>,
+    /// When a node's disk became UpToDate.
+    good_since: BTreeMap<(NodeIndex, usize), Micros>,
     /// Nodes that found a connection lost in the step at hand.
     separated: Vec<(NodeIndex, NodeIndex)>,
     /// What metadata say, by node, volume and durability, with the version they were read at.
@@ -83,6 +85,7 @@ impl Checks {
         Checks {
             promises_lost: BTreeSet::new(),
             connected_since: BTreeMap::new(),
+            good_since: BTreeMap::new(),
             separated: Vec::new(),
             knowledge: RefCell::default(),
             sent: Vec::new(),
@@ -177,6 +180,7 @@ impl World {
             let was = before.volumes[volume].disk;
             let is = view.volumes[volume].disk;
             if was != DiskState::UpToDate && is == DiskState::UpToDate {
+                self.checks.good_since.insert((node, volume), self.now);
                 self.nothing_newer(node, volume);
             }
         }

@@ -32,11 +32,15 @@ impl World {
                 ),
             );
         }
+        // What a peer's last words tell of was kept by nobody.
+        let lost = self.is_lost_unflushed(request.node, request.volume);
         for (sector, &stamp) in sectors(range).zip(data.0.iter()) {
             let branch = &mut self.branches[request.branch];
             if belongs(stamp, sector) && branch.allows(sector, stamp, Standard::Live, request.began)
             {
-                branch.seen(sector, stamp, request.began, now);
+                if !lost {
+                    branch.seen(sector, stamp, request.began, now);
+                }
                 continue;
             }
             let allowed = branch.allowed(sector, Standard::Live, request.began);
