@@ -19,7 +19,7 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::disks::{Disks, Target};
+use super::disks::{Disks, disk_request};
 use super::marks::Marks;
 use super::network::{KeySource, Network, ResourceEndpoint};
 use super::{Incoming, Shared};
@@ -300,50 +300,12 @@ impl Core {
 
     fn carry_out(&mut self, now: Time, effect: Effect<EnginePayload>) {
         match effect {
-            Effect::Read { volume, io, range } => {
-                self.disks.submit(
-                    volume,
-                    io,
-                    Target::Data,
-                    qrbd_disk::Operation::Read {
-                        offset: range.offset,
-                        length: range.length,
-                    },
-                    None,
-                );
-            }
-            Effect::Write {
-                volume,
-                io,
-                range,
-                payload,
-                durable,
-            } => {
-                let credit = payload.credit();
-                let operation = qrbd_disk::Operation::Write {
-                    offset: range.offset,
-                    payload: payload.into_data(),
-                    durable,
-                };
-                self.disks
-                    .submit(volume, io, Target::Data, operation, credit);
-            }
-            // A discard that the device ignores would leave the nodes different: the range must read as zeroes.
-            Effect::Discard { volume, io, range } => {
-                self.disks.write_zeroes(volume, io, range, true);
-            }
-            Effect::WriteZeroes {
-                volume,
-                io,
-                range,
-                may_unmap,
-            } => {
-                self.disks.write_zeroes(volume, io, range, may_unmap);
-            }
-            Effect::Flush { volume, io } => {
-                self.disks
-                    .submit(volume, io, Target::Data, qrbd_disk::Operation::Flush, None);
-            }
+            Effect::Read { .. }
+            | Effect::Write { .. }
+            | Effect::Discard { .. }
+            | Effect::WriteZeroes { .. }
+            | Effect::Flush { .. }
+            | Effect::MetadataFlush { .. } => self.disks.submit(disk_request(effect)),
             Effect::MetadataWrite {
                 volume,
                 io,
@@ -351,15 +313,6 @@ impl Core {
                 bytes,
             } => {
                 self.disks.write_metadata(volume, io, offset, &bytes);
-            }
-            Effect::MetadataFlush { volume, io } => {
-                self.disks.submit(
-                    volume,
-                    io,
-                    Target::Metadata,
-                    qrbd_disk::Operation::Flush,
-                    None,
-                );
             }
             Effect::MeasureDisk { volume, io } => self.disks.measure(volume, io),
             Effect::RememberDisk { volume, io, known } => self.disks.remember(volume, io, known),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use qrbd_disk::{BlockDevice, Completion, DiskError, DiskErrorKind, Operation, Pool, UringDevice};
 use qrbd_engine::IoId;
-use qrbd_engine::api::{Event, IoError};
+use qrbd_engine::api::{Effect, Event, IoError};
 use qrbd_engine::metadata::METADATA_BLOCK_BYTES;
 use qrbd_engine::metadata::growth::{DiskSizes, KnownDevice};
 use qrbd_engine::metadata::layout::Layout;
@@ -31,6 +31,78 @@ const ERRORS_LOGGED: u64 = 20;
 pub(super) enum Target {
     Data,
     Metadata,
+}
+
+/// An operation of the engine for one of a volume's disks.
+pub(super) struct DiskRequest {
+    volume: VolumeNumber,
+    io: IoId,
+    target: Target,
+    operation: Operation,
+    /// What the peer is charged for the bytes.
+    credit: Option<Arc<Credit>>,
+}
+
+/// What an effect asks of a disk.
+///
+/// # Panics
+/// For an effect that asks nothing of a disk, and for writes of metadata, see [`Disks::write_metadata`].
+pub(super) fn disk_request(effect: Effect<EnginePayload>) -> DiskRequest {
+    let mut credit = None;
+    let mut target = Target::Data;
+    let (volume, io, operation) = match effect {
+        Effect::Read { volume, io, range } => {
+            let operation = Operation::Read {
+                offset: range.offset,
+                length: range.length,
+            };
+            (volume, io, operation)
+        }
+        Effect::Write {
+            volume,
+            io,
+            range,
+            payload,
+            durable,
+        } => {
+            credit = payload.credit();
+            let operation = Operation::Write {
+                offset: range.offset,
+                payload: payload.into_data(),
+                durable,
+            };
+            (volume, io, operation)
+        }
+        // A discard that the device ignores would leave the nodes different: the range must read as zeroes.
+        Effect::Discard { volume, io, range } => (volume, io, zeroes(range, true)),
+        Effect::WriteZeroes {
+            volume,
+            io,
+            range,
+            may_unmap,
+        } => (volume, io, zeroes(range, may_unmap)),
+        Effect::Flush { volume, io } => (volume, io, Operation::Flush),
+        Effect::MetadataFlush { volume, io } => {
+            target = Target::Metadata;
+            (volume, io, Operation::Flush)
+        }
+        _ => unreachable!("no operation of a disk"),
+    };
+    DiskRequest {
+        volume,
+        io,
+        target,
+        operation,
+        credit,
+    }
+}
+
+fn zeroes(range: ByteRange, may_unmap: bool) -> Operation {
+    Operation::WriteZeroes {
+        offset: range.offset,
+        length: u64::from(range.length),
+        may_unmap,
+    }
 }
 
 /// What was done on a volume's disk since it was attached.
@@ -154,21 +226,6 @@ impl Disks {
             .map(|backing| &backing.data)
     }
 
-    pub(super) fn write_zeroes(
-        &mut self,
-        volume: VolumeNumber,
-        io: IoId,
-        range: ByteRange,
-        may_unmap: bool,
-    ) {
-        let operation = Operation::WriteZeroes {
-            offset: range.offset,
-            length: u64::from(range.length),
-            may_unmap,
-        };
-        self.submit(volume, io, Target::Data, operation, None);
-    }
-
     pub(super) fn write_metadata(
         &mut self,
         number: VolumeNumber,
@@ -189,17 +246,17 @@ impl Disks {
             counters.bitmap_writes += u64::from(bitmaps.contains(&offset));
         }
         let payload = self.pool.copy_from(bytes);
-        self.submit(
-            number,
+        self.submit(DiskRequest {
+            volume: number,
             io,
-            Target::Metadata,
-            Operation::Write {
+            target: Target::Metadata,
+            operation: Operation::Write {
                 offset,
                 payload,
                 durable: false,
             },
-            None,
-        );
+            credit: None,
+        });
     }
 
     /// Looks how large the disks are now; the answer comes with the next ones that need no disk.
@@ -255,16 +312,16 @@ impl Disks {
     }
 
     /// Starts an operation of the engine.
-    pub(super) fn submit(
-        &mut self,
-        number: VolumeNumber,
-        io: IoId,
-        target: Target,
-        operation: Operation,
-        credit: Option<Arc<Credit>>,
-    ) {
+    pub(super) fn submit(&mut self, request: DiskRequest) {
+        let DiskRequest {
+            volume,
+            io,
+            target,
+            operation,
+            credit,
+        } = request;
         let index = self
-            .index(number)
+            .index(volume)
             .expect("the engine has the volumes of the plan");
         let volume = &mut self.volumes[index];
         if target == Target::Data {
@@ -366,5 +423,51 @@ impl Disks {
         } else {
             IoError::Failed
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disk_is_told_which_writes_are_to_be_durable() {
+        for told in [true, false] {
+            let request = disk_request(Effect::Write {
+                volume: VolumeNumber(1),
+                io: IoId(7),
+                range: ByteRange::new(8192, 4096),
+                payload: Pool::default().copy_from(&[7; 4096]).into(),
+                durable: told,
+            });
+            let Operation::Write {
+                offset: 8192,
+                durable,
+                ref payload,
+            } = request.operation
+            else {
+                panic!("{:?}", request.operation);
+            };
+            assert_eq!((durable, payload.len()), (told, 4096));
+            assert_eq!((request.volume, request.io), (VolumeNumber(1), IoId(7)));
+            assert_eq!(request.target, Target::Data);
+        }
+    }
+
+    #[test]
+    fn discard_is_carried_out_so_that_it_reads_as_zeroes() {
+        let request = disk_request(Effect::Discard {
+            volume: VolumeNumber(0),
+            io: IoId(7),
+            range: ByteRange::new(8192, 4096),
+        });
+        assert!(matches!(
+            request.operation,
+            Operation::WriteZeroes {
+                offset: 8192,
+                length: 4096,
+                may_unmap: true
+            }
+        ));
     }
 }

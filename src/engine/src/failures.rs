@@ -99,9 +99,11 @@ impl<P: Payload> Engine<P> {
         self.peers[p].bitmap_parts = 0;
         self.peers[p].role = Role::Unknown;
         for v in 0..self.volumes.len() {
-            // A target that was told of the resync's end becomes UpToDate without the connection too.
-            let ended =
-                (self.peers[p].devices[v].source.as_ref()).is_some_and(|source| source.finishing);
+            // A target that was told of the resync's end becomes UpToDate without the connection too; so does a peer that was told that
+            // there is no initial sync.
+            let device = &mut self.peers[p].devices[v];
+            let ended = core::mem::take(&mut device.told_to_skip)
+                || (device.source.as_ref()).is_some_and(|source| source.finishing);
             self.stop_resync(p, v);
             self.set_replication(p, v, ReplicationState::Off, rule);
             let device = &mut self.peers[p].devices[v];

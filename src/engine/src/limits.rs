@@ -26,6 +26,8 @@ pub const REPORT_GATHER_MS: u64 = 2;
 pub const REPORT_OPERATIONS: usize = 32;
 /// or of so many bytes: far less than the Primary lets wait before it slows its clients.
 pub const REPORT_BYTES: u64 = 512 << 10;
+/// or of as many operations as this part of the activity log has extents.
+pub const REPORT_LOG_PART: usize = 4;
 /// Milliseconds without a new write after which an open epoch is closed, so that its entries can retire.
 pub const IDLE_BARRIER_MS: u64 = 100;
 /// Milliseconds that a command waits for the state to settle.

@@ -317,6 +317,7 @@ impl<P: Payload> Engine<P> {
             After::Resized { attempt } => self.resize_durable(v, attempt),
             After::SkippedForPeer { peer, current } => {
                 let volume = self.volumes[v].number;
+                self.peers[peer].devices[v].told_to_skip = true;
                 self.send(
                     peer,
                     Message::SkipInitialSyncDone {

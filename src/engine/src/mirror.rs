@@ -299,7 +299,7 @@ impl<P: Payload> Engine<P> {
                         },
                     );
                 }
-                if self.peers[p].config.protocol == Protocol::B {
+                if self.peers[p].receiver_protocol == Protocol::B {
                     self.promised_write_lost(v);
                 }
                 self.write_failed(v, error);
@@ -307,8 +307,8 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    /// Under protocol B the receipt of a write was a promise. A disk that will never have that write must not pass for UpToDate
-    /// when it is attached again, whether or not the Primary is there to tell.
+    /// In a session of protocol B the receipt of a write was a promise. A disk that will never have that write must not pass for
+    /// UpToDate when it is attached again, whether or not the Primary is there to tell.
     fn promised_write_lost(&mut self, v: usize) {
         let unrecorded = (self.volumes[v].backing.as_ref())
             .is_some_and(|backing| backing.superblock.flags.was_up_to_date);
@@ -326,7 +326,7 @@ impl<P: Payload> Engine<P> {
             let entered = peer.received.iter().any(|(_, received)| {
                 received.operation.volume == v && !received.operation.is_read()
             });
-            peer.config.protocol == Protocol::B && (entered || peer.receiver.holds_writes(v))
+            peer.receiver_protocol == Protocol::B && (entered || peer.receiver.holds_writes(v))
         });
         if promised {
             self.promised_write_lost(v);

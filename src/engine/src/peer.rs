@@ -18,6 +18,7 @@ use crate::resync::Asked;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::transfer_log::TransferLog;
 use crate::units::{ByteRange, Generation, Time};
+use crate::wire::message::Protocol;
 use crate::wire::{Hello, VolumeHello};
 
 /// A received operation that has not ended.
@@ -143,8 +144,10 @@ pub(crate) struct PeerDevice {
     pub paused_there: bool,
     pub source: Option<Box<ResyncSource>>,
     pub target: Option<Box<ResyncTarget>>,
-    /// The generation in which both were last known to be connected by this very process.
+    /// The generation in which both were last known to be connected by this very process, under the protocol that is configured.
     pub contact: Option<Generation>,
+    /// The peer was told that its initial sync is skipped: it becomes UpToDate, whether or not it still says so on this connection.
+    pub told_to_skip: bool,
     /// The peer is Primary without a disk: its disk misses what is written here, and that is tracked.
     pub tracks_misses: bool,
     /// The peer tracks what this node's lost disk misses.
@@ -178,6 +181,7 @@ impl PeerDevice {
             source: None,
             target: None,
             contact: None,
+            told_to_skip: false,
             tracks_misses: false,
             misses_tracked: false,
             asked: None,
@@ -229,6 +233,8 @@ pub(crate) struct Peer<P> {
     pub receiver: Receiver<P>,
     /// The session whose operations the receiver holds; it may outlive the session itself.
     pub receiver_session: Option<SessionId>,
+    /// The protocol of that session: what a receipt promised is decided by it, whatever is configured by now.
+    pub receiver_protocol: Protocol,
     pub received: Slab<ReceivedOperation<P>>,
     pub resync_writes: Slab<TargetOperation<P>>,
     /// Parts of bitmaps that were sent and not taken up, of all volumes.
@@ -259,7 +265,6 @@ pub(crate) struct Peer<P> {
 impl<P> Peer<P> {
     pub fn new(config: PeerConfig, volumes: usize) -> Self {
         Peer {
-            config,
             connection: ConnectionState::StandAlone,
             session: None,
             role: Role::Unknown,
@@ -274,6 +279,8 @@ impl<P> Peer<P> {
             log: TransferLog::new(),
             receiver: Receiver::new(),
             receiver_session: None,
+            receiver_protocol: config.protocol,
+            config,
             received: Slab::new(),
             resync_writes: Slab::new(),
             bitmap_parts: 0,

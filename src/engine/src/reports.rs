@@ -7,6 +7,12 @@
 //! Invariant: what is gathered is reported within [`limits::REPORT_GATHER_MS`], or with the session's end never: the Primary then marks
 //! what it was not told of. A Primary without good data of its own waits for every report (W9), and so does one that resyncs this node,
 //! so nothing is gathered for them.
+//!
+//! The Primary's activity log waits for reports too: an extent is free for another one when the epochs of its writes are reported as
+//! durable, and a log whose slots are all taken by what is gathered here would let clients wait while both nodes have nothing to do.
+//! Nothing on the wire tells of that. But both nodes are configured alike as a rule, so no more is gathered than a part of the
+//! own log, [`limits::REPORT_LOG_PART`]: a starved log gets slots back as soon as a few writes are durable. Logs of ordinary size
+//! change nothing by that; where the Primary's log is much smaller than this node's, its clients may wait for the gathering's end.
 
 use alloc::vec::Vec;
 
@@ -25,6 +31,8 @@ pub struct Reports {
     written: Vec<u64>,
     /// Their payload.
     bytes: u64,
+    /// Operations that the disk has and that no report of a durable epoch covers yet.
+    retiring: usize,
     /// Last number whose receipt was reported.
     received: u64,
     /// Newest epoch that is durable here.
@@ -38,10 +46,14 @@ impl Reports {
     pub fn written(&mut self, sequence: u64, bytes: u32) {
         self.written.push(sequence);
         self.bytes += u64::from(bytes);
+        self.retiring += 1;
     }
 
-    fn is_full(&self) -> bool {
-        self.written.len() >= limits::REPORT_OPERATIONS || self.bytes >= limits::REPORT_BYTES
+    /// True if there is more to tell than `most` operations, or much data.
+    fn is_full(&self, most: usize) -> bool {
+        self.written.len() >= most
+            || self.bytes >= limits::REPORT_BYTES
+            || self.durable.is_some() && self.retiring >= most
     }
 
     fn take_runs(&mut self) -> Vec<(u64, u32)> {
@@ -75,7 +87,7 @@ impl<P: Payload> Engine<P> {
             // That an epoch is durable is reported with the write that follows it: at depth 1 a packet of its own would cost as much
             // as the report of the write. A write that is under way ends.
             let waits = gathers || lone && self.peers[p].receiver.is_writing();
-            if receipt || due || !waits || reports.is_full() {
+            if receipt || due || !waits || reports.is_full(self.most_gathered()) {
                 self.report(p);
             } else if gathers {
                 let due = self.now.after(limits::REPORT_GATHER_MS);
@@ -92,6 +104,13 @@ impl<P: Payload> Engine<P> {
                 device.disk == DiskState::UpToDate
                     && device.replication == ReplicationState::Established
             })
+    }
+
+    /// Operations that may be gathered.
+    fn most_gathered(&self) -> usize {
+        let logs = self.volumes.iter().map(|volume| volume.config.al_extents);
+        let log = logs.min().unwrap_or(0).max(limits::MIN_AL_EXTENTS) as usize;
+        (log / limits::REPORT_LOG_PART).min(limits::REPORT_OPERATIONS)
     }
 
     /// Protocol B: the receipt is what clients wait for. True if there was something to say.
@@ -114,6 +133,7 @@ impl<P: Payload> Engine<P> {
         }
         // After the writes that it covers.
         if let Some(epoch) = self.peers[p].reports.durable.take() {
+            self.peers[p].reports.retiring = 0;
             self.send(p, Message::BarrierAck { epoch });
         }
     }

@@ -341,6 +341,31 @@ fn sync_can_be_paused_and_resumed_from_either_side() {
 }
 
 #[test]
+fn a_peer_that_was_told_to_skip_its_initial_sync_must_be_fenced_when_it_is_lost() {
+    let mut pair = Pair::new(&|peer| peer.fencing = Fencing::ResourceAndStonith);
+    // What the nodes say of their disks is on its way for long.
+    pair.hold_back = Some(|message| {
+        let Message::PeerState { disks, .. } = message else {
+            return false;
+        };
+        disks.iter().any(|&(_, disk)| disk == DiskState::UpToDate)
+    });
+    pair.up(0);
+    pair.up(1);
+    let skip = Command::NewCurrentUuid {
+        volume: VOLUME,
+        clear_bitmap: true,
+    };
+    assert_eq!(pair.command(0, skip), Ok(()));
+    assert_eq!(pair.disk(0), DiskState::UpToDate);
+    assert_eq!(pair.disk(1), DiskState::UpToDate);
+    let peer_disk = |pair: &Pair| pair.nodes[1].engine.status().peers[0].devices[0].peer_disk;
+    assert_eq!(peer_disk(&pair), DiskState::Inconsistent);
+    pair.cut();
+    assert_eq!(peer_disk(&pair), DiskState::DUnknown);
+}
+
+#[test]
 fn a_target_that_was_told_of_the_end_of_its_resync_must_be_fenced_when_it_is_lost() {
     let mut pair = Pair::new(&|peer| peer.fencing = Fencing::ResourceAndStonith);
     // What the target says when it is UpToDate is on its way for long.

@@ -3,12 +3,13 @@
 mod harness;
 
 use harness::*;
+use qrbd_engine::config::VolumeConfig;
 use qrbd_engine::limits;
 use qrbd_engine::state::DiskState;
-use qrbd_engine::units::ByteRange;
+use qrbd_engine::units::{ByteRange, EXTENT_BYTES};
 use qrbd_engine::wire::Message;
 use qrbd_engine::wire::message::Protocol;
-use qrbd_engine::{Command, Operation};
+use qrbd_engine::{Command, Event, Operation, RequestId};
 
 const FAR: u64 = 20 << 20;
 
@@ -61,6 +62,46 @@ fn under_protocol_a_reports_of_written_blocks_are_gathered_for_a_moment() {
     pair.pass_time();
     assert_eq!(written(&pair).0, WRITES);
     pair.assert_equal_and_in_sync();
+}
+
+/// A client that touches another extent with each write waits for no gathering, though the log is the smallest there is.
+#[test]
+fn an_activity_log_does_not_starve_for_gathered_reports() {
+    for protocol in [Protocol::A, Protocol::B] {
+        for at_once in [1, 5, 30] {
+            let mut pair = pair_with(protocol);
+            for node in &mut pair.nodes {
+                let mut volume = VolumeConfig::new(VOLUME);
+                volume.al_extents = limits::MIN_AL_EXTENTS;
+                assert!(node.engine.reconfigure_volume(volume));
+            }
+            let extents = DEVICE_BYTES / EXTENT_BYTES - 1;
+            for round in 0..20 {
+                for index in 0..at_once {
+                    let offset = (round * at_once + index) * 7 % extents * EXTENT_BYTES;
+                    let request = Event::Request {
+                        id: RequestId(1000 + index),
+                        volume: VOLUME,
+                        operation: Operation::Write {
+                            range: ByteRange::new(offset, 4096),
+                            payload: filled(4, 4096),
+                            fua: false,
+                        },
+                    };
+                    pair.nodes[0].engine.handle(pair.now, request);
+                }
+                pair.run();
+                for index in 0..at_once {
+                    let answer = pair.nodes[0].completions.remove(&(1000 + index));
+                    assert_eq!(answer, Some(Ok(None)), "{protocol:?}, {at_once} at once");
+                }
+            }
+            for _ in 0..3 {
+                pair.pass_time();
+            }
+            pair.assert_equal_and_in_sync();
+        }
+    }
 }
 
 #[test]

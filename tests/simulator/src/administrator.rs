@@ -370,11 +370,11 @@ impl World {
         if command.text.starts_with("Invalidate {") && result.is_ok() {
             self.invalidated(node, command);
         }
-        if !self.manager.active {
-            return;
-        }
         if result.is_err() {
             self.note_half_promotion(node, command);
+        }
+        if !self.manager.active {
+            return;
         }
         let phase = self.manager.phase;
         match command.purpose {

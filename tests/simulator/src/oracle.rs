@@ -147,6 +147,17 @@ impl Branch {
         }
     }
 
+    /// A write that began in another branch goes on in this one, which may know of it since they were one.
+    pub fn begin_late(&mut self, number: WriteNumber, record: &WriteRecord) {
+        let knows = sectors(record.range).next().is_some_and(|sector| {
+            let entries = self.entries.get(&sector);
+            entries.is_some_and(|entries| entries.iter().any(|entry| entry.write == Some(number)))
+        });
+        if !knows {
+            self.begin(number, record);
+        }
+    }
+
     /// A sector that the volume has grown by may hold this, as if somebody had written it without an answer.
     pub fn found_later(&mut self, sector: Sector, stamp: Stamp, now: Moment) {
         let entries = self.entries_mut(sector);

@@ -41,6 +41,25 @@ impl World {
         }
     }
 
+    /// The configuration of a peer, as every node has it.
+    #[must_use]
+    pub fn peer_config(&self, peer: NodeIndex) -> PeerConfig {
+        let mut peer = PeerConfig::new(node_id(peer));
+        peer.protocol = self.settings.protocol;
+        peer.fencing = self.settings.fencing;
+        peer.policies = self.settings.policies;
+        peer.ping_interval = 2000;
+        peer.ping_timeout = 500;
+        peer.timeout = 1000;
+        peer.ko_count = 3;
+        peer.max_in_flight_bytes = 1 << 20;
+        peer.resync_window_bytes = 1 << 20;
+        let patience = self.settings.asked_before_resync.map(|_| 60_000);
+        peer.before_resync_target = patience;
+        peer.before_resync_source = patience;
+        peer
+    }
+
     /// Starts the process of a node and nothing else.
     pub fn boot(&mut self, node: NodeIndex) {
         let nodes = self.settings.nodes;
@@ -56,20 +75,7 @@ impl World {
             config.volumes.push(volume);
         }
         for peer in (0..nodes).filter(|&peer| peer != node) {
-            let mut peer = PeerConfig::new(node_id(peer));
-            peer.protocol = self.settings.protocol;
-            peer.fencing = self.settings.fencing;
-            peer.policies = self.settings.policies;
-            peer.ping_interval = 2000;
-            peer.ping_timeout = 500;
-            peer.timeout = 1000;
-            peer.ko_count = 3;
-            peer.max_in_flight_bytes = 1 << 20;
-            peer.resync_window_bytes = 1 << 20;
-            let patience = self.settings.asked_before_resync.map(|_| 60_000);
-            peer.before_resync_target = patience;
-            peer.before_resync_source = patience;
-            config.peers.push(peer);
+            config.peers.push(self.peer_config(peer));
         }
         let engine = Engine::new(config, Time(self.now / MILLISECOND));
         let view = NodeView::of(&engine, nodes);

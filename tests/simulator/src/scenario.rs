@@ -332,6 +332,15 @@ impl Scenario {
         )
     }
 
+    /// Has a running node take another protocol, as the administrator's `adjust` does once it has disconnected the node.
+    pub fn adjust_protocol(&mut self, node: NodeIndex, protocol: Protocol) {
+        let mut config = self.world.peer_config(1 - node);
+        config.protocol = protocol;
+        let process = self.world.nodes[node].process.as_mut();
+        let engine = &mut process.expect("the node runs").engine;
+        assert!(engine.reconfigure_peer(config), "the connection stands");
+    }
+
     /// Detaches volume 0 of a node.
     ///
     /// # Errors

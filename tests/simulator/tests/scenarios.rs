@@ -532,6 +532,39 @@ fn c5_a_killed_primary_comes_back_with_everything_it_answered() {
     }
 }
 
+/// A survivor that was in contact under protocol A did not get everything that was completed, whatever is configured by now.
+#[test]
+fn a_killed_primary_of_protocol_a_keeps_what_it_answered_although_protocol_c_is_configured_meanwhile()
+ {
+    for stops in [false, true] {
+        over_seeds(Protocol::A, 10, |mut world| {
+            world.mute(0);
+            let write = world.write_now(0, block(5));
+            world.kill(0);
+            world.wait_disconnected(1);
+            world.heal();
+            assert!(!world.holds(1, block(5), write.write, View::Cached));
+            if stops {
+                world.detach(1).unwrap();
+            }
+            world.disconnect(1).unwrap();
+            world.adjust_protocol(1, Protocol::C);
+            world.world.settings.protocol = Protocol::C;
+            if stops {
+                world.kill(1);
+                world.restart(1);
+            } else {
+                world.connect(1, false).unwrap();
+            }
+            world.restart(0);
+            world.wait_in_sync();
+            world.promote(0).unwrap();
+            let found = world.read_now(0, block(5));
+            assert_eq!(found, qrbd_simulator::stamps::stamp(write.write, 40));
+        });
+    }
+}
+
 // ---- G: who has the newer data ------------------------------------------------------------------------------------------------
 
 #[test]
@@ -1145,6 +1178,41 @@ fn a_disk_that_lost_a_promised_write_is_not_up_to_date_when_it_comes_back() {
     });
 }
 
+/// The disk of node 1 fails with a received write on its way to it, after the connection ended and another protocol was configured. What
+/// the disk is when it is attached again.
+fn disk_that_lost_a_write_received_before(mut world: Scenario, adjusted: Protocol) -> DiskState {
+    world.stall_disk(1, SECOND);
+    world.write_now(0, block(5));
+    world.run(10 * MILLISECOND);
+    world.kill(0);
+    world.disconnect(1).unwrap();
+    assert_eq!(world.connection(1), ConnectionState::StandAlone);
+    world.adjust_protocol(1, adjusted);
+    world.break_disk(1);
+    world.until("the disk is given up", |world| {
+        world.nodes[1].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+    });
+    world.repair_disk(1);
+    world.attach(1);
+    world.disk(1)
+}
+
+#[test]
+fn a_promise_under_protocol_b_outlives_the_configuration_of_protocol_b() {
+    over_seeds(Protocol::B, 10, |world| {
+        let disk = disk_that_lost_a_write_received_before(world, Protocol::A);
+        assert_eq!(disk, DiskState::Outdated);
+    });
+}
+
+#[test]
+fn what_was_received_under_protocol_a_is_no_promise_once_protocol_b_is_configured() {
+    over_seeds(Protocol::A, 10, |world| {
+        let disk = disk_that_lost_a_write_received_before(world, Protocol::B);
+        assert_eq!(disk, DiskState::UpToDate);
+    });
+}
+
 #[test]
 fn an_outdated_source_is_up_to_date_when_its_target_is() {
     let mut world = Scenario::serving(Protocol::C);
@@ -1164,6 +1232,71 @@ fn an_outdated_source_is_up_to_date_when_its_target_is() {
     world.wait_in_sync();
     assert_eq!(world.disk(0), DiskState::UpToDate);
     assert_eq!(world.disk(1), DiskState::UpToDate);
+}
+
+/// The model's branches are tested here as much as the engine: the generation that notes what the Primary's disk misses is no promotion's.
+#[test]
+fn a_refused_promotion_takes_nothing_from_a_diskless_primary_that_works_on_the_same_data() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        world.partition();
+        world.wait_disconnected(0);
+        world.wait_disconnected(1);
+        world.break_disk(0);
+        let read = world.read(0, block(5));
+        assert!(world.answer(read).is_err());
+        world.until("the disk is given up", |world| {
+            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+        });
+        world.heal();
+        world.until("they shake hands", |world| {
+            let process = world.nodes[1].process.as_ref().unwrap();
+            process.sessions[0].is_some()
+        });
+        assert!(world.promote(1).is_err(), "the other node is Primary");
+        let write = world.write_now(0, block(6));
+        world.kill(0);
+        world.wait_disconnected(1);
+        world.promote(1).unwrap();
+        world.read_now(1, block(6));
+        assert!(world.holds(1, block(6), write.write, View::Cached));
+    });
+}
+
+#[test]
+fn a_primary_that_was_promoted_apart_and_lost_its_disk_works_on_its_peers_data() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        world.demote(0).unwrap();
+        world.settle();
+        // The peer agreed; then the connection dies, while the promotion is being written down.
+        world.stall_disk(0, 3 * SECOND);
+        let promote = Command::Promote { force: false };
+        let purpose = qrbd_simulator::administrator::Purpose::Scenario;
+        let command = world.world.command(0, promote, purpose);
+        world.run(100 * MILLISECOND);
+        world.partition();
+        world.wait_disconnected(0);
+        world.until("the node is Primary", |world| {
+            let answers = world.command_answers.as_ref().unwrap();
+            answers.get(&command).is_some_and(|answer| answer.is_ok())
+        });
+        world.world.openers(0, 1);
+        world.break_disk(0);
+        let read = world.read(0, block(5));
+        assert!(world.answer(read).is_err());
+        world.until("the disk is given up", |world| {
+            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
+        });
+        world.heal();
+        world.until("they are connected", |world| {
+            world.nodes[0].connected(1) && world.nodes[1].connected(0)
+        });
+        let write = world.write_now(0, block(6));
+        world.kill(0);
+        world.wait_disconnected(1);
+        world.promote(1).unwrap();
+        world.read_now(1, block(6));
+        assert!(world.holds(1, block(6), write.write, View::Cached));
+    });
 }
 
 #[test]

@@ -106,6 +106,19 @@ impl<C> Transfer<C> {
     }
 }
 
+#[cfg(test)]
+impl<C> Transfer<C> {
+    /// The flags of a read or write (`rw_flags`) in the kernel's description.
+    pub fn rw_flags(&mut self) -> i32 {
+        /// Where `struct io_uring_sqe` of the kernel has them.
+        const OFFSET: usize = 28;
+        let entry = self.entry();
+        // SAFETY: an entry is `struct io_uring_sqe`, 64 bytes without padding, all of them initialised; the sizes are compared.
+        let bytes = unsafe { std::mem::transmute::<squeue::Entry, [u8; 64]>(entry) };
+        i32::from_ne_bytes(bytes[OFFSET..][..4].try_into().expect("four bytes"))
+    }
+}
+
 /// How the kernel gets to post completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskRun {

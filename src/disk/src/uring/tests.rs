@@ -153,3 +153,23 @@ fn durable_write_is_followed_by_a_flush_where_the_device_has_no_such_writes() {
         }
     });
 }
+
+#[test]
+fn kernel_is_told_which_writes_are_to_be_durable() {
+    let (_folder, path) = file_of_8_mebibytes();
+    block_on(async {
+        let reactor = UringReactor::new(UringOptions::default(), Pool::default()).expect("ring");
+        let device = reactor.attach(crate::open(&path, OpenOptions::default()).expect("open"));
+        for (durable, flags) in [(true, nix::libc::RWF_DSYNC), (false, 0)] {
+            let operation = Operation::Write {
+                offset: 0,
+                payload: reactor.pool().copy_from(&[7; 4096]),
+                durable,
+            };
+            device.submit(0, operation).expect("below the limit");
+            let mut queue = reactor.core.queue.borrow_mut();
+            let mut transfer = queue.pop_front().expect("it waits for the next round");
+            assert_eq!(transfer.rw_flags(), flags, "durable: {durable}");
+        }
+    });
+}

@@ -14,6 +14,7 @@ use crate::metadata_writer::MetadataWriter;
 use crate::state::{ConnectionState, DiskState, Refusal, Role};
 use crate::units::VolumeNumber;
 use crate::volume::{After, Backing};
+use crate::wire::message::Protocol;
 
 impl<P: Payload> Engine<P> {
     pub(super) fn attach(
@@ -189,9 +190,9 @@ impl<P: Payload> Engine<P> {
             news |= !core::mem::replace(&mut backing.superblock.flags.al_clean, true);
             let current = backing.superblock.current;
             for peer in &self.peers {
-                let contact = peer.devices[v]
-                    .contact
-                    .is_some_and(|contact| contact.same(current));
+                // Another protocol may be configured when the disk is attached again, and C alone makes use of contact.
+                let contact = peer.config.protocol == Protocol::C
+                    && (peer.devices[v].contact).is_some_and(|contact| contact.same(current));
                 if let Some(slot) = backing.superblock.peer_mut(peer.config.node_id) {
                     news |= slot.flags.left_in_contact != contact;
                     slot.flags.left_in_contact = contact;

@@ -126,6 +126,12 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].session.is_some() && self.peers[p].config.protocol != config.protocol {
             return false;
         }
+        if self.peers[p].config.protocol != config.protocol {
+            // What contact means depends on the protocol: under C each of the two had every completed write.
+            for device in &mut self.peers[p].devices {
+                device.contact = None;
+            }
+        }
         self.peers[p].config = config;
         true
     }

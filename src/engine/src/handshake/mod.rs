@@ -94,6 +94,7 @@ impl<P: Payload> Engine<P> {
         let peer = &mut self.peers[p];
         peer.receiver = crate::receiver::Receiver::new();
         peer.receiver_session = session;
+        peer.receiver_protocol = hello.protocol;
         peer.reports = crate::reports::Reports::default();
         peer.log = crate::transfer_log::TransferLog::new();
         for (device, mine) in peer.devices.iter_mut().zip(&hello.volumes) {

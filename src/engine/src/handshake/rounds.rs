@@ -171,6 +171,8 @@ impl<P: Payload> Engine<P> {
                 // What a disk that was without data became is learned through a handshake of its own.
                 if device.disk.has_data() {
                     device.disk = disk;
+                    // It has heard that its initial sync is skipped; what it becomes from now on, it says.
+                    device.told_to_skip &= disk != DiskState::UpToDate;
                 }
             } else {
                 self.peer_disk_lost(p, v, disk, "peer-disk-lost");

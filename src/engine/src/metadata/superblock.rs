@@ -136,7 +136,7 @@ flag_set! {
         /// The peer's disk was seen once.
         device_seen = 4,
         /// The disk was given back in good order, everything on it durable, by a process that had been in contact with the peer in this
-        /// very generation.
+        /// very generation, under protocol C.
         left_in_contact = 5,
     }
 }

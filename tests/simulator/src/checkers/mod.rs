@@ -31,7 +31,7 @@ use crate::node::Loss;
 use crate::queue::Micros;
 use crate::settings::Settings;
 use crate::stamps::Stamps;
-use crate::world::{Figures, World};
+use crate::world::{Figures, RequestKind, World};
 
 pub use convergence::Unfinished;
 
@@ -70,6 +70,8 @@ pub struct Checks {
     superblocks: BTreeMap<(NodeIndex, usize), Vec<Superblock>>,
     /// Bits at the start of a resync, by source, target and volume.
     resync: BTreeMap<(NodeIndex, NodeIndex, usize), Bits>,
+    /// What a source had lost when it ended a resync, by source, target and volume: the target has its data of that moment.
+    losses_at_finish: BTreeMap<(NodeIndex, NodeIndex, usize), Loss>,
     /// Most bits that an attach may leave set, by node, volume and peer.
     expected_bits: BTreeMap<(NodeIndex, usize, NodeIndex), u64>,
     /// How many checks each checker did, for reports.
@@ -90,6 +92,7 @@ impl Checks {
             received: Vec::new(),
             superblocks: BTreeMap::new(),
             resync: BTreeMap::new(),
+            losses_at_finish: BTreeMap::new(),
             expected_bits: BTreeMap::new(),
             done: BTreeMap::new(),
         }
@@ -258,8 +261,86 @@ impl World {
         }
     }
 
+    /// Primaries whose data are those of another disk than before follow its branch.
+    ///
+    /// A Primary that lost its disk works on its peer's data as soon as both ends of the session say so, although the two may have been
+    /// forked before: it was promoted apart and has completed nothing since, or a refused promotion left the peer a branch of its own. If
+    /// it takes its own disk again without the peer, it goes back. Either way nothing that was completed may be left behind.
+    fn follow_data(&mut self) {
+        for node in 0..self.settings.nodes {
+            if !self.nodes[node].is_primary() {
+                continue;
+            }
+            for volume in 0..self.settings.volumes.len() {
+                let state = &self.nodes[node].volumes[volume];
+                let own = state.disk_branch;
+                match self.view_of(node).volumes[volume].disk {
+                    DiskState::UpToDate if own.is_some() => {
+                        let own = own.unwrap_or(state.branch);
+                        self.go_over(node, node, volume, own);
+                        self.nodes[node].volumes[volume].disk_branch = None;
+                    }
+                    DiskState::Diskless => {
+                        let served = (0..self.settings.nodes)
+                            .find(|&peer| peer != node && self.is_served_by(node, peer, volume));
+                        if let Some(peer) = served {
+                            let own = own.unwrap_or(state.branch);
+                            let theirs = self.nodes[peer].volumes[volume].branch;
+                            if theirs != state.branch {
+                                self.go_over(node, peer, volume, theirs);
+                                self.nodes[node].volumes[volume].disk_branch = Some(own);
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// True if `node`, without a disk, works on the data of `peer`, and both ends of the session know.
+    fn is_served_by(&self, node: NodeIndex, peer: NodeIndex, volume: usize) -> bool {
+        let session = |node: NodeIndex, peer: NodeIndex| {
+            let process = self.nodes[node].process.as_ref()?;
+            let (_, connection) = process.sessions[peer]?;
+            process.view.connected(peer).then_some(connection)
+        };
+        session(node, peer).is_some()
+            && session(node, peer) == session(peer, node)
+            && !self.nodes[peer].is_primary()
+            && self.view_of(node).in_sync_with(peer, volume)
+            && self.view_of(peer).volumes[volume].disk == DiskState::UpToDate
+    }
+
+    fn view_of(&self, node: NodeIndex) -> &NodeView {
+        self.nodes[node].live_view().expect("the node runs")
+    }
+
+    /// What the clients of a Primary see is another branch from now on, on the disk of `holder`. Their open requests go with them.
+    fn go_over(&mut self, node: NodeIndex, holder: NodeIndex, volume: usize, branch: usize) {
+        let left = self.nodes[node].volumes[volume].branch;
+        self.trace.line(self.now, || {
+            format!("n{node} v{volume} goes over from branch {left} to {branch}, n{holder}'s")
+        });
+        self.checked("follow");
+        self.check_nothing_merged_away(node, holder, volume, branch, left);
+        self.nodes[node].volumes[volume].branch = branch;
+        let now = self.tick_moment();
+        for request in self.requests.values_mut() {
+            if request.node != node || request.volume != volume || request.branch != left {
+                continue;
+            }
+            request.branch = branch;
+            if let RequestKind::Write { number, range, .. } = request.kind {
+                self.branches[left].end(number, range, false, false, now);
+                self.branches[branch].begin_late(number, &self.writes[number as usize]);
+            }
+        }
+    }
+
     /// Called after the effects of a step.
     pub(crate) fn check_after_step(&mut self, node: NodeIndex) {
+        self.follow_data();
         self.check_one_primary(node);
         for (node, peer) in std::mem::take(&mut self.checks.separated) {
             self.check_separated(node, peer);
@@ -319,6 +400,12 @@ impl World {
             Message::ResyncData { volume, range, .. }
             | Message::ResyncZeroes { volume, range, .. } => {
                 self.check_resync_data(node, peer, usize::from(volume.0), *range);
+            }
+            Message::ResyncFinish { volume } => {
+                let volume = usize::from(volume.0);
+                let loss = self.nodes[node].volumes[volume].loss;
+                let key = (node, peer, volume);
+                self.checks.losses_at_finish.insert(key, loss);
             }
             _ => {}
         }
@@ -418,9 +505,16 @@ impl World {
             self.nodes[node].volumes[volume].loss,
             self.nodes[peer].volumes[volume].loss,
         );
+        let replication = before.replication(peer, volume);
+        let peer_lives = self.peer_is_the_same(node, peer);
+        let at_finish = self.checks.losses_at_finish.get(&(peer, node, volume));
+        let theirs = match at_finish {
+            // The source died since: what it lost with that, the target still has.
+            Some(&loss) if !peer_lives && replication.is_sync_target() => loss,
+            _ => theirs,
+        };
         let both_current =
             self.nodes[node].volumes[volume].current && self.nodes[peer].volumes[volume].current;
-        let replication = before.replication(peer, volume);
         let loss = if self.nodes[node].is_primary() || self.nodes[peer].is_primary() {
             Loss::Nothing
         } else if both_current
@@ -436,7 +530,6 @@ impl World {
             mine.max(theirs)
         };
         // What a peer lost when it died stays lost, although its last words arrive only now.
-        let peer_lives = self.peer_is_the_same(node, peer);
         self.nodes[node].volumes[volume].loss = loss;
         if peer_lives {
             self.nodes[peer].volumes[volume].loss = loss;
