@@ -4,6 +4,7 @@ mod harness;
 
 use harness::*;
 use qrbd_engine::Operation;
+use qrbd_engine::state::ConnectionState;
 use qrbd_engine::wire::Message;
 use qrbd_engine::wire::message::Protocol;
 
@@ -175,4 +176,28 @@ fn expected_flush_closes_no_epoch_where_the_client_does_not_wait_for_the_peer() 
     pair.hold_back = Some(|message| matches!(message, Message::Barrier { .. }));
     pair.write(0, FAR, 9);
     assert!(pair.held_back.is_empty());
+}
+
+#[test]
+fn flush_of_a_primary_without_a_disk_covers_what_the_peer_wrote_in_an_earlier_session() {
+    let mut pair = Pair::synced(&plain);
+    pair.detach(0).unwrap();
+    for value in 1..3 {
+        pair.write(0, FAR, value);
+        let flush = pair.submit(0, Operation::Flush);
+        assert!(is_done(&pair, flush));
+    }
+    // Two in one epoch, so that the peer does not know that there is no third.
+    pair.hold_back = Some(|message| matches!(message, Message::Written { .. }));
+    let writes = [FAR, FAR + 4096].map(|offset| pair.start_write(0, offset, 9));
+    pair.release();
+    assert!(writes.iter().all(|&write| is_done(&pair, write)));
+    pair.nodes[1].freeze = vec![Io::Flush];
+    pair.cut();
+    pair.heal();
+    assert_eq!(pair.connection(0), ConnectionState::Connected);
+    let flush = pair.submit(0, Operation::Flush);
+    assert!(!is_done(&pair, flush), "the peer's disk was not flushed");
+    pair.thaw(1);
+    assert!(is_done(&pair, flush));
 }
