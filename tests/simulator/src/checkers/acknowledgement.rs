@@ -245,7 +245,12 @@ impl World {
         let leaving = !here && request_disk_is_durable(self, request, range);
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
             let wanted = self.settings.protocol == Protocol::C || !(here || leaving);
-            let there = view.in_sync_with(peer, volume)
+            // The source of a resync of this very disk holds the only good data.
+            let serves = !here
+                && view.connected(peer)
+                && view.mirrors_to(peer, volume)
+                && view.peer_disk(peer, volume) == DiskState::UpToDate;
+            let there = (serves || view.in_sync_with(peer, volume))
                 && self.peer_is_the_same(node, peer)
                 && self.is_followed_by(peer, request);
             if wanted && there {
