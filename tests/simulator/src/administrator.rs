@@ -502,7 +502,10 @@ impl World {
         if left {
             self.trace
                 .line(self.now, || format!("n{node} is half promoted"));
-            self.manager.half_promoted = Some(node);
+            // Without the manager nobody goes on elsewhere because of it, so it excuses no split brain.
+            if self.manager.active {
+                self.manager.half_promoted = Some(node);
+            }
         }
     }
 

@@ -4,11 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use qrbd_engine::config::Fencing;
 use qrbd_simulator::run::{Outcome, run_seed};
+use qrbd_simulator::settings::Settings;
 
 const USAGE: &str = "usage:
   simulate --seed N [--trace] [--watch VOLUME:SECTOR]
-  simulate --seeds COUNT [--from N] [--minutes M] [--jobs J] [--stop-at-first] [--except SEED,..] [--figures]";
+  simulate --seeds COUNT [--from N] [--minutes M] [--jobs J] [--stop-at-first] [--except SEED,..] [--figures] [--stonith]";
 
 struct Options {
     seed: Option<u64>,
@@ -21,6 +23,8 @@ struct Options {
     stop_at_first: bool,
     except: Vec<u64>,
     figures: bool,
+    /// Only those of the seeds whose nodes fence each other by killing.
+    stonith: bool,
 }
 
 fn options() -> Result<Options, String> {
@@ -35,6 +39,7 @@ fn options() -> Result<Options, String> {
         stop_at_first: false,
         except: Vec::new(),
         figures: false,
+        stonith: false,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -64,6 +69,7 @@ fn options() -> Result<Options, String> {
                 options.except = value()?.split(',').map(number).collect::<Result<_, _>>()?;
             }
             "--figures" => options.figures = true,
+            "--stonith" => options.stonith = true,
             other => return Err(format!("unknown argument '{other}'")),
         }
     }
@@ -125,6 +131,10 @@ fn one(seed: u64, options: &Options) -> bool {
     passed
 }
 
+fn kills(seed: u64) -> bool {
+    Settings::of_seed(seed).fencing == Fencing::ResourceAndStonith
+}
+
 fn many(options: &Options) -> bool {
     let next = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -152,7 +162,7 @@ fn many(options: &Options) -> bool {
                         return;
                     }
                     let seed = options.from + index;
-                    if options.except.contains(&seed) {
+                    if options.except.contains(&seed) || options.stonith && !kills(seed) {
                         continue;
                     }
                     let outcome = run_seed(seed, false, None);
