@@ -142,7 +142,7 @@ pub struct Receiver<P> {
     steps: VecDeque<Step<P>>,
     /// A client waits for the report of each write.
     pub awaited: bool,
-    /// The last epoch was closed before its only operation had ended: the Primary waits for durability.
+    /// The last epoch was closed before its operations had ended. If it held a single one, the Primary waits for durability.
     closed_early: bool,
 }
 
@@ -239,8 +239,7 @@ impl<P> Receiver<P> {
         }
         if let Some(epoch) = self.epochs.back_mut() {
             epoch.closed = true;
-            let ended = epoch.pending == 0 && epoch.waiting.is_empty();
-            self.closed_early = epoch.operations == 1 && !ended;
+            self.closed_early = epoch.pending > 0 || !epoch.waiting.is_empty();
         }
         self.advance();
         true

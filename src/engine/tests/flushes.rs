@@ -170,9 +170,6 @@ fn write_beyond_the_rhythm_is_in_an_epoch_of_its_own_that_the_flush_waits_for() 
 #[test]
 fn expected_flush_closes_no_epoch_where_the_client_does_not_wait_for_the_peer() {
     let mut pair = steady_pair();
-    pair.nodes[0].freeze.clear();
-    pair.thaw(0);
-    pair.reports.clear();
     pair.hold_back = Some(|message| matches!(message, Message::Barrier { .. }));
     pair.write(0, FAR, 9);
     assert!(pair.held_back.is_empty());

@@ -425,6 +425,18 @@ impl Scenario {
         self.world.nodes[node].volumes[0].faults.stalled = 0;
     }
 
+    /// Until an error has cost a node its disk.
+    pub fn until_disk_is_given_up(&mut self, node: NodeIndex) {
+        self.until("the disk is given up", |world| {
+            world.nodes[node]
+                .live_view()
+                .expect("the node runs")
+                .volumes[0]
+                .disk
+                == DiskState::Diskless
+        });
+    }
+
     /// Writes to the disk of a node fail from now on.
     pub fn break_disk(&mut self, node: NodeIndex) {
         let faults = &mut self.world.nodes[node].volumes[0].faults;

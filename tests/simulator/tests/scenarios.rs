@@ -229,9 +229,7 @@ fn w9_reads_and_writes_go_on_through_the_peer_when_the_local_disk_fails() {
     let before = world.write_now(0, block(5));
     world.break_disk(0);
     let write = world.write_now(0, block(6));
-    world.until("the disk is given up", |world| {
-        world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-    });
+    world.until_disk_is_given_up(0);
     assert!(world.holds(1, block(6), write.write, View::Cached));
     assert_eq!(
         world.read_now(0, block(5)),
@@ -1162,9 +1160,7 @@ fn a_disk_that_lost_a_promised_write_is_not_up_to_date_when_it_comes_back() {
         world.write_now(0, block(5));
         world.break_disk(1);
         world.kill(0);
-        world.until("the disk is given up", |world| {
-            world.nodes[1].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-        });
+        world.until_disk_is_given_up(1);
         world.repair_disk(1);
         world.attach(1);
         assert_eq!(world.disk(1), DiskState::Outdated);
@@ -1189,9 +1185,7 @@ fn disk_that_lost_a_write_received_before(mut world: Scenario, adjusted: Protoco
     assert_eq!(world.connection(1), ConnectionState::StandAlone);
     world.adjust_protocol(1, adjusted);
     world.break_disk(1);
-    world.until("the disk is given up", |world| {
-        world.nodes[1].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-    });
+    world.until_disk_is_given_up(1);
     world.repair_disk(1);
     world.attach(1);
     world.disk(1)
@@ -1234,6 +1228,14 @@ fn an_outdated_source_is_up_to_date_when_its_target_is() {
     assert_eq!(world.disk(1), DiskState::UpToDate);
 }
 
+/// A Primary that is alone finds its disk broken.
+fn lose_the_only_disk(world: &mut Scenario, node: usize) {
+    world.break_disk(node);
+    let read = world.read(node, block(5));
+    assert!(world.answer(read).is_err());
+    world.until_disk_is_given_up(node);
+}
+
 /// The model's branches are tested here as much as the engine: the generation that notes what the Primary's disk misses is no promotion's.
 #[test]
 fn a_refused_promotion_takes_nothing_from_a_diskless_primary_that_works_on_the_same_data() {
@@ -1241,12 +1243,7 @@ fn a_refused_promotion_takes_nothing_from_a_diskless_primary_that_works_on_the_s
         world.partition();
         world.wait_disconnected(0);
         world.wait_disconnected(1);
-        world.break_disk(0);
-        let read = world.read(0, block(5));
-        assert!(world.answer(read).is_err());
-        world.until("the disk is given up", |world| {
-            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-        });
+        lose_the_only_disk(&mut world, 0);
         world.heal();
         world.until("they shake hands", |world| {
             let process = world.nodes[1].process.as_ref().unwrap();
@@ -1280,12 +1277,7 @@ fn a_primary_that_was_promoted_apart_and_lost_its_disk_works_on_its_peers_data()
             answers.get(&command).is_some_and(|answer| answer.is_ok())
         });
         world.world.openers(0, 1);
-        world.break_disk(0);
-        let read = world.read(0, block(5));
-        assert!(world.answer(read).is_err());
-        world.until("the disk is given up", |world| {
-            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-        });
+        lose_the_only_disk(&mut world, 0);
         world.heal();
         world.until("they are connected", |world| {
             world.nodes[0].connected(1) && world.nodes[1].connected(0)

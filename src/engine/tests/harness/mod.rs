@@ -93,9 +93,9 @@ pub struct Pair {
     /// Messages for which this is true do not arrive before [`Pair::release`].
     pub hold_back: Option<fn(&Message<Bytes>) -> bool>,
     pub held_back: VecDeque<(usize, SessionId, Message<Bytes>)>,
-    /// Parts of bitmaps that were sent, and the most that were on their way at the same time.
     /// What the nodes reported of received operations.
     pub reports: Vec<Message<Bytes>>,
+    /// Parts of bitmaps that were sent, and the most that were on their way at the same time.
     pub bitmap_parts: usize,
     pub most_bitmap_parts: usize,
 }
