@@ -515,7 +515,8 @@ impl World {
         };
         let both_current =
             self.nodes[node].volumes[volume].current && self.nodes[peer].volumes[volume].current;
-        let loss = if self.nodes[node].is_primary() || self.nodes[peer].is_primary() {
+        // A promotion that ends in this very step is measured by what it finds, so it settles nothing yet.
+        let loss = if before.role == Role::Primary || self.nodes[peer].is_primary() {
             Loss::Nothing
         } else if both_current
             && self.settings.protocol == Protocol::C
