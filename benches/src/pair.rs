@@ -68,6 +68,7 @@ impl Pair {
             let config = EngineConfig {
                 node_id: NodeId(node),
                 seed: [u64::from(node), 9],
+                boot: u64::from(node),
                 volumes: vec![VolumeConfig::new(VOLUME)],
                 peers: vec![peer],
             };

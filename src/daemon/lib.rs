@@ -5,6 +5,7 @@
 
 mod arguments;
 mod attach;
+mod boot;
 mod busy_wait;
 mod clock;
 mod commands;

@@ -133,6 +133,7 @@ impl ResourcePlan {
         EngineConfig {
             node_id: self.node_id,
             seed,
+            boot: crate::boot::of_machine(seed[0]),
             volumes: self.volumes.iter().map(VolumePlan::engine).collect(),
             peers: self.peers.iter().map(PeerPlan::engine).collect(),
         }

@@ -14,6 +14,9 @@ pub struct EngineConfig {
     pub node_id: NodeId,
     /// Random bits for generation identifiers; different for each start of the process.
     pub seed: [u64; 2],
+    /// Tells one run of this machine from the next: the same when the process was started again, another one after the machine was,
+    /// with the volatile caches of its disks gone.
+    pub boot: u64,
     /// The volumes of the resource.
     pub volumes: Vec<VolumeConfig>,
     /// The peers of the resource.

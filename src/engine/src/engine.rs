@@ -89,7 +89,10 @@ impl<P: Payload> Engine<P> {
     /// A Secondary without disks and connections.
     #[must_use]
     pub fn new(config: EngineConfig, now: Time) -> Self {
-        let volumes: Vec<Volume> = config.volumes.into_iter().map(Volume::new).collect();
+        let volumes: Vec<Volume> = (config.volumes)
+            .into_iter()
+            .map(|volume| Volume::new(volume, config.boot))
+            .collect();
         let count = volumes.len();
         Engine {
             node_id: config.node_id,
@@ -320,9 +323,13 @@ impl<P: Payload> Engine<P> {
                 volume.exposed = Generation::NONE;
                 volume.generation_due = false;
                 volume.unconfirmed &= to != Role::Primary;
+                volume.unflushed_lost = false;
             }
             for peer in &mut self.peers {
                 peer.fence.freezes = false;
+                for device in &mut peer.devices {
+                    device.unflushed = false;
+                }
             }
             self.effects
                 .push_back(Effect::Notice(Notice::Role { from, to, rule }));
@@ -540,6 +547,10 @@ impl<P: Payload> Engine<P> {
                 current,
                 done,
             } => self.skip_initial_sync_done(p, volume, current, done),
+            Message::InvalidateQuestion { volume } => self.invalidate_question_received(p, volume),
+            Message::InvalidateAnswer { volume, granted } => {
+                self.invalidate_answer_received(p, volume, granted)
+            }
             Message::InvalidateRequest { volume } => self.invalidate_request_received(p, volume),
             Message::OutdateRequest => self.outdate_request_received(p),
             Message::MissesTracked { volume, current } => {

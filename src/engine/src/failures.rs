@@ -116,12 +116,17 @@ impl<P: Payload> Engine<P> {
             device.last_resync_id = 0;
             device.stopped_resync = false;
             device.resync_ending = false;
+            // A peer that took writes had made durable before what it was told of on earlier connections.
+            device.unflushed &= !device.peer_accepts;
             device.accepts = false;
             device.peer_accepts = false;
             device.hold = false;
             device.paused_there = false;
             device.tracks_misses = false;
             device.misses_tracked = false;
+            device.invalidation = None;
+            device.invalidation_wanted_there = false;
+            device.stays_good_until = None;
             if ended || !matches!(device.disk, DiskState::Inconsistent | DiskState::Outdated) {
                 device.disk = DiskState::DUnknown;
             }
@@ -136,6 +141,7 @@ impl<P: Payload> Engine<P> {
         }
         // What is left in the transfer log may be missing at the peer (W7).
         let left = self.peers[p].log.take_all();
+        self.remember_unflushed(p, left.iter());
         let mut alone = alloc::vec![false; self.volumes.len()];
         let mut shown = alloc::vec![false; self.volumes.len()];
         for entry in &left {
@@ -313,6 +319,7 @@ impl<P: Payload> Engine<P> {
         }
         let node = self.peers[p].config.node_id;
         let lost = self.peers[p].log.lose_volume(v);
+        self.unflushed_fail(p, v, lost.iter());
         for entry in &lost {
             if let Some(backing) = self.volumes[v].backing.as_mut() {
                 backing.mark(node, entry.range);
@@ -367,6 +374,8 @@ impl<P: Payload> Engine<P> {
         }
         let was = self.volumes[v].disk;
         self.set_disk(v, DiskState::Failed, rule);
+        // Nobody knows what its cache held and still holds when it is attached again.
+        self.volumes[v].cache = self.random.draw();
         let number = self.volumes[v].number;
         self.effect(Effect::Handler {
             name: "local-io-error",

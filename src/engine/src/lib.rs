@@ -35,6 +35,7 @@ pub mod split_brain;
 pub mod state;
 pub mod status;
 mod transfer_log;
+mod unflushed;
 pub mod units;
 mod volume;
 pub mod wire;

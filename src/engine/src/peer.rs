@@ -146,12 +146,22 @@ pub(crate) struct PeerDevice {
     pub target: Option<Box<ResyncTarget>>,
     /// The generation in which both were last known to be connected by this very process, under the protocol that is configured.
     pub contact: Option<Generation>,
+    /// When the connection ended, clients had been told of writes that nobody but the peer had, and not durably.
+    pub unflushed: bool,
+    /// The life of the peer's cache that this node was connected to last.
+    pub cache: Option<u64>,
     /// The peer was told that its initial sync is skipped: it becomes UpToDate, whether or not it still says so on this connection.
     pub told_to_skip: bool,
     /// The peer is Primary without a disk: its disk misses what is written here, and that is tracked.
     pub tracks_misses: bool,
     /// The peer tracks what this node's lost disk misses.
     pub misses_tracked: bool,
+    /// This node is to give its data up for the peer's.
+    pub invalidation: Option<Invalidation>,
+    /// The peer asked for it, and not this node's administrator.
+    pub invalidation_wanted_there: bool,
+    /// This node's data are to stay good until then: the peer gives up its own.
+    pub stays_good_until: Option<Time>,
     /// A handler of this node is asked before a resync.
     pub asked: Option<Box<Asked>>,
     /// A handler of the peer is asked, until then at most.
@@ -181,9 +191,14 @@ impl PeerDevice {
             source: None,
             target: None,
             contact: None,
+            unflushed: false,
+            cache: None,
             told_to_skip: false,
             tracks_misses: false,
             misses_tracked: false,
+            invalidation: None,
+            invalidation_wanted_there: false,
+            stays_good_until: None,
             asked: None,
             waits_until: None,
         }
@@ -203,6 +218,17 @@ impl PeerDevice {
     pub fn mirrors(&self) -> bool {
         self.peer_accepts && self.replication.mirrors() && self.disk.has_data()
     }
+}
+
+/// How far a node is that wants to give its data up for its peer's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Invalidation {
+    /// The peer was asked whether its own are good.
+    Asked,
+    /// They are, said in the event with this number.
+    Granted(u64),
+    /// The peer said no.
+    Refused,
 }
 
 /// A promotion that asks the peers.

@@ -230,12 +230,16 @@ pub(crate) struct Volume {
     pub exposed: Generation,
     /// This node is Primary and there are no good data within reach.
     pub lacks_good_data: bool,
+    /// Completed writes may be gone that no flush had made durable: a client's flush fails once.
+    pub unflushed_lost: bool,
+    /// Tells one life of the disk's volatile cache from the next, see [`crate::wire::VolumeHello::cache`].
+    pub cache: u64,
     /// A resize under way, for the administrator or for a peer.
     pub resize: Option<Resize>,
 }
 
 impl Volume {
-    pub fn new(config: VolumeConfig) -> Self {
+    pub fn new(config: VolumeConfig, boot: u64) -> Self {
         Volume {
             number: config.number,
             config,
@@ -260,6 +264,8 @@ impl Volume {
             unconfirmed: false,
             exposed: Generation::NONE,
             lacks_good_data: false,
+            unflushed_lost: false,
+            cache: boot,
             resize: None,
         }
     }

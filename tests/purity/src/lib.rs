@@ -59,6 +59,7 @@ pub extern "C" fn qrbd_purity_step(now: u64) -> usize {
     let config = EngineConfig {
         node_id: NodeId(0),
         seed: [1, 2],
+        boot: 3,
         volumes: Vec::from([VolumeConfig::new(VolumeNumber(0))]),
         peers: Vec::from([PeerConfig::new(NodeId(1))]),
     };

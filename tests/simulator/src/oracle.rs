@@ -71,6 +71,10 @@ pub struct Branch {
     /// Sectors that were written, each with its entries in the order in which they began.
     pub entries: BTreeMap<Sector, Vec<Entry>>,
     found: Found,
+    /// Sectors of writes whose clients were told of them before the only good copy lost power, see [`Branch::lose_unflushed`].
+    pub lost: Vec<(Sector, WriteNumber)>,
+    /// When a client was told by a flush that failed.
+    pub lost_told: Moment,
     /// Certain writes since the fork.
     pub own_writes: u64,
 }
@@ -106,6 +110,8 @@ impl Branch {
         Branch {
             entries: BTreeMap::new(),
             found,
+            lost: Vec::new(),
+            lost_told: 0,
             own_writes: 0,
         }
     }
@@ -214,9 +220,44 @@ impl Branch {
 
     /// The only good copy lost power: what no flush had made durable may be gone, whatever the clients were told.
     pub fn lose_unflushed(&mut self) {
-        for entry in self.entries.values_mut().flatten() {
-            entry.certain &= entry.durable;
+        for (&sector, entries) in &mut self.entries {
+            for entry in entries.iter_mut().filter(|entry| !entry.durable) {
+                if entry.certain
+                    && let Some(write) = entry.write
+                {
+                    self.lost.push((sector, write));
+                }
+                entry.certain = false;
+            }
         }
+    }
+
+    /// Writes of a client that may be gone and that it was not told of by the moment at which its flush began: those that were submitted
+    /// from `since` on.
+    pub fn lost_untold(
+        &self,
+        writes: &[WriteRecord],
+        since: Moment,
+        flush: Moment,
+    ) -> impl Iterator<Item = (Sector, WriteNumber)> {
+        let told = flush > self.lost_told && self.lost_told > 0;
+        (self.lost.iter().copied())
+            .filter(move |&(_, write)| !told && writes[write as usize].began > since)
+    }
+
+    /// A flush failed: whoever asks from now on knows.
+    pub fn tell_lost(&mut self, now: Moment) {
+        self.lost_told = now;
+    }
+
+    /// True if `stamp` is what a write or a later one put into the sector.
+    #[must_use]
+    pub fn is_not_older(&self, sector: Sector, stamp: Stamp, write: WriteNumber) -> bool {
+        self.entries.get(&sector).is_some_and(|entries| {
+            entries
+                .iter()
+                .any(|entry| entry.stamp == stamp && entry.write >= Some(write))
+        })
     }
 
     /// The only copy that is left is `image`: what it does not have yet may be gone, whatever the clients were told.

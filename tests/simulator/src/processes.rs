@@ -66,6 +66,7 @@ impl World {
         let mut config = EngineConfig {
             node_id: node_id(node),
             seed: [self.random.bits(), self.random.bits()],
+            boot: self.nodes[node].power_losses,
             volumes: Vec::new(),
             peers: Vec::new(),
         };
@@ -113,6 +114,7 @@ impl World {
             format!("n{node} {}", if power { "POWER LOSS" } else { "KILLED" })
         });
         self.nodes[node].serving = false;
+        self.nodes[node].power_losses += u64::from(power);
         for volume in 0..self.settings.volumes.len() {
             let mut changed = std::mem::take(&mut self.scratch);
             let state = &mut self.nodes[node].volumes[volume];

@@ -378,6 +378,8 @@ impl World {
             world.nodes.push(Node {
                 process: None,
                 incarnation: 0,
+                power_losses: 0,
+                primary_since: 0,
                 view: None,
                 volumes,
                 serving: false,

@@ -12,7 +12,7 @@ use qrbd_simulator::disk::View;
 use qrbd_simulator::queue::{MILLISECOND, SECOND};
 use qrbd_simulator::scenario::{Request, Scenario, block, extent};
 use qrbd_simulator::settings::{Beginning, Settings};
-use qrbd_simulator::world::{node_id, volume_number};
+use qrbd_simulator::world::{World, node_id, volume_number};
 
 const EVERY_PROTOCOL: [Protocol; 3] = [Protocol::A, Protocol::B, Protocol::C];
 
@@ -949,6 +949,60 @@ fn a_resync_that_its_source_ended_is_over_although_the_connection_is_lost() {
     }
 }
 
+/// Both administrators give an order in the same moment; returns how the commands ended.
+fn orders_at_once(
+    world: &mut Scenario,
+    apart: u64,
+    orders: [Command; 2],
+) -> [Result<(), Refusal>; 2] {
+    let purpose = || qrbd_simulator::administrator::Purpose::Scenario;
+    let [first, second] = orders;
+    let first = world.world.command(0, first, purpose());
+    world.run(apart);
+    let second = world.world.command(1, second, purpose());
+    let answers = |world: &World| {
+        let answers = world.command_answers.as_ref().unwrap();
+        [answers.get(&first).copied(), answers.get(&second).copied()]
+    };
+    world.until("both commands are answered", |world| {
+        answers(world).iter().all(Option::is_some)
+    });
+    answers(&world.world).map(Option::unwrap)
+}
+
+#[test]
+fn two_nodes_that_are_invalidated_at_once_do_not_both_lose_their_data() {
+    let volume = volume_number(0);
+    let mut refused = 0;
+    for seed in 0..60 {
+        let mut world = Scenario::in_sync(Settings::quiet(seed, Protocol::C));
+        let invalidate = || Command::Invalidate { volume };
+        let ended = orders_at_once(&mut world, 20 * seed, [invalidate(), invalidate()]);
+        // Where there is time enough between the two, the second one waits for the end of the resync or is refused.
+        assert!(ended.iter().any(Result::is_ok), "seed {seed}: {ended:?}");
+        refused += u32::from(ended.iter().any(Result::is_err));
+        world.wait_in_sync();
+    }
+    assert!(refused > 20, "refused only {refused} times");
+}
+
+#[test]
+fn two_nodes_that_invalidate_each_other_at_once_do_not_both_lose_their_data() {
+    let volume = volume_number(0);
+    for seed in 0..60 {
+        let mut world = Scenario::in_sync(Settings::quiet(seed, Protocol::C));
+        let remote = |peer| Command::InvalidateRemote {
+            volume,
+            peer: node_id(peer),
+        };
+        let own = Command::Invalidate { volume };
+        let second = if seed % 2 == 0 { remote(0) } else { own };
+        let _ = orders_at_once(&mut world, 20 * (seed / 2), [remote(1), second]);
+        world.run(SECOND);
+        world.wait_in_sync();
+    }
+}
+
 #[test]
 fn the_survivor_of_a_primary_that_just_died_is_not_invalidated() {
     for seed in 0..10 {
@@ -1151,6 +1205,166 @@ fn reads_of_a_diskless_primary_wait_until_its_peers_disk_is_attached() {
         let read = world.read(0, block(5));
         assert!(world.answer(read).is_ok());
     });
+}
+
+/// What may happen to the peer of a Primary without a disk between a completed write and the flush.
+#[derive(Clone, Copy, PartialEq)]
+enum Interruption {
+    Network,
+    Process,
+    Power,
+}
+
+/// The connection is lost, and node 1 serves node 0 again.
+fn interrupt(world: &mut Scenario, interruption: Interruption) {
+    match interruption {
+        Interruption::Network => world.partition(),
+        Interruption::Process => world.kill(1),
+        Interruption::Power => world.power_loss(1),
+    }
+    world.wait_disconnected(0);
+    match interruption {
+        Interruption::Network => world.heal(),
+        Interruption::Process | Interruption::Power => world.restart(1),
+    }
+    until_served(world);
+}
+
+/// Waits until a Primary without a disk has its peer's again.
+fn until_served(world: &mut Scenario) {
+    world.until("the peer's disk is within reach again", |world| {
+        let view = world.nodes[0].live_view().unwrap();
+        view.connected(1) && view.mirrors_to(1, 0) && view.peer_disk(1, 0) == DiskState::UpToDate
+    });
+    world.settle();
+}
+
+#[test]
+fn a_flush_fails_once_where_the_only_disk_lost_power_with_completed_writes() {
+    let mut lost = 0;
+    for seed in 0..30 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        world.detach(0).unwrap();
+        let write = world.write_now(0, block(5));
+        interrupt(&mut world, Interruption::Power);
+        lost += u32::from(!world.holds(1, block(5), write.write, View::Cached));
+        let flush = world.flush(0);
+        assert_eq!(world.answer(flush), Err(ClientError::Io), "seed {seed}");
+        assert!(world.saw_rule(0, "peer-lost-unflushed-writes"));
+        let later = world.flush(0);
+        world.completed(later);
+        world.write_now(0, block(6));
+        let again = world.flush(0);
+        world.completed(again);
+    }
+    assert!(lost > 3, "the power loss took the write only {lost} times");
+}
+
+#[test]
+fn every_flush_that_waits_for_a_restarted_peer_fails_if_it_lost_completed_writes() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        world.detach(0).unwrap();
+        world.write_now(0, block(5));
+        world.power_loss(1);
+        world.wait_disconnected(0);
+        world.restart(1);
+        world.until("its disk is there, and not ready yet", |world| {
+            let view = world.nodes[0].live_view().unwrap();
+            view.connected(1) && view.peer_disk(1, 0) == DiskState::UpToDate
+        });
+        let flushes = [world.flush(0), world.flush(0)];
+        assert!(!flushes.iter().any(|&flush| world.is_answered(flush)));
+        for flush in flushes {
+            assert_eq!(world.answer(flush), Err(ClientError::Io));
+        }
+        let later = world.flush(0);
+        world.completed(later);
+    });
+}
+
+#[test]
+fn a_flush_fails_where_the_only_disk_failed_with_completed_writes_and_came_back() {
+    over_seeds(Protocol::C, 20, |mut world| {
+        world.detach(0).unwrap();
+        world.write_now(0, block(5));
+        world.break_disk(1);
+        let failed = world.write(0, block(6));
+        assert_eq!(world.answer(failed), Err(ClientError::Io));
+        world.until_disk_is_given_up(1);
+        world.repair_disk(1);
+        world.attach(1);
+        until_served(&mut world);
+        let flush = world.flush(0);
+        assert_eq!(world.answer(flush), Err(ClientError::Io));
+        let later = world.flush(0);
+        world.completed(later);
+    });
+}
+
+#[test]
+fn a_flush_of_a_diskless_primary_succeeds_where_nothing_was_lost() {
+    for interruption in [Interruption::Network, Interruption::Process] {
+        over_seeds(Protocol::C, 20, |mut world| {
+            world.detach(0).unwrap();
+            let write = world.write_now(0, block(5));
+            interrupt(&mut world, interruption);
+            assert!(world.holds(1, block(5), write.write, View::Durable));
+            let flush = world.flush(0);
+            world.completed(flush);
+            // All that the power loss could take was flushed before.
+            interrupt(&mut world, Interruption::Power);
+            assert!(world.holds(1, block(5), write.write, View::Durable));
+            let flush = world.flush(0);
+            world.completed(flush);
+            assert!(!world.saw_rule(0, "peer-lost-unflushed-writes"));
+        });
+    }
+}
+
+#[test]
+fn a_new_primary_term_knows_nothing_of_writes_that_were_lost_before() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.detach(0).unwrap();
+        world.write_now(0, block(5));
+        world.power_loss(1);
+        world.wait_disconnected(0);
+        world.demote(0).unwrap();
+        world.restart(1);
+        world.until("they are connected", |world| world.nodes[0].connected(1));
+        world.settle();
+        world.promote(0).unwrap();
+        let flush = world.flush(0);
+        world.completed(flush);
+    });
+}
+
+#[test]
+fn the_target_of_a_resync_tells_its_clients_what_the_power_loss_of_its_source_took() {
+    let mut told = 0;
+    for seed in 0..30 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        world.detach(0).unwrap();
+        for number in 0..200 {
+            world.write_now(0, block(number * 7));
+        }
+        world
+            .world
+            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.until("the resync runs", |world| {
+            let view = world.nodes[0].live_view().unwrap();
+            view.replication(1, 0) == ReplicationState::SyncTarget
+        });
+        world.write_now(0, block(5));
+        if world.disk(0) == DiskState::UpToDate {
+            continue;
+        }
+        interrupt(&mut world, Interruption::Power);
+        let flush = world.flush(0);
+        // The checkers look at what a flush that succeeds vouches for.
+        told += u32::from(world.answer(flush) == Err(ClientError::Io));
+        world.wait_in_sync();
+    }
+    assert!(told > 3, "told only {told} times");
 }
 
 #[test]

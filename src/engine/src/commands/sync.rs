@@ -1,10 +1,15 @@
 //! `invalidate`, `invalidate-remote`, `pause-sync`, `resume-sync`: the administrator orders a full sync, or holds one.
+//!
+//! A node gives its data up only with the word of a living peer that its own are good and stay so: two nodes that invalidate at the same
+//! moment would have none left. If both ask, the one with the lower node id is the one that may.
 
 use alloc::string::String;
 
-use crate::api::{CommandId, Payload};
+use crate::api::{Command, CommandId, Payload};
 use crate::engine::Engine;
 use crate::handshake::set_disk_flags;
+use crate::limits;
+use crate::peer::Invalidation;
 use crate::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use crate::units::{NodeId, VolumeNumber};
 use crate::volume::After;
@@ -34,10 +39,25 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].devices[v].replication != ReplicationState::Established {
             return Err(Refusal::ResyncRunning);
         }
-        if self.peers[p].heard_in <= since {
-            // It may have died a moment ago, and what it had not made durable would be here alone: only a peer that is alive takes over.
-            self.ask_whether_alive(p);
+        if self.stays_good(v) {
             return Err(Refusal::InTransientState);
+        }
+        let device = &mut self.peers[p].devices[v];
+        match device.invalidation {
+            Some(Invalidation::Granted(event)) if event > since => device.invalidation = None,
+            Some(Invalidation::Refused) => {
+                device.invalidation = None;
+                return Err(Refusal::PeerRefused);
+            }
+            Some(Invalidation::Asked) => return Err(Refusal::InTransientState),
+            // A word that was given to an earlier command is old by now. The peer may have died a moment ago, and what it had not made
+            // durable would be here alone: only one that is alive takes over.
+            None | Some(Invalidation::Granted(_)) => {
+                device.invalidation = Some(Invalidation::Asked);
+                self.send(p, Message::InvalidateQuestion { volume: number });
+                self.ask_whether_alive(p);
+                return Err(Refusal::InTransientState);
+            }
         }
         self.set_disk(v, DiskState::Inconsistent, "invalidate");
         let volume = &mut self.volumes[v];
@@ -106,13 +126,94 @@ impl<P: Payload> Engine<P> {
         if self.volume_index(number).is_none() {
             return Err("an unknown volume");
         }
-        if self.invalidate(None, number, self.events - 1).is_err() {
+        self.invalidate_for_peer(p, number, self.events);
+        Ok(())
+    }
+
+    fn invalidate_for_peer(&mut self, p: usize, number: VolumeNumber, since: u64) {
+        let Some(v) = self.volume_index(number) else {
+            return;
+        };
+        let result = self.invalidate(None, number, since);
+        let asked = self.peers[p].devices[v].invalidation == Some(Invalidation::Asked);
+        self.peers[p].devices[v].invalidation_wanted_there = asked;
+        if result.is_err() && !asked {
             self.decision(
                 Some(p),
                 None,
                 "invalidate-refused",
                 String::from("the peer asked for a full sync at a bad moment"),
             );
+        }
+    }
+
+    /// True while this node, with the peer's word or waiting for it, gives its data up.
+    fn invalidates(&self, p: usize, v: usize) -> bool {
+        let device = &self.peers[p].devices[v];
+        let number = self.volumes[v].number;
+        let ordered = self.deferred.iter().any(
+            |deferred| matches!(deferred.command, Command::Invalidate { volume } if volume == number),
+        );
+        matches!(
+            device.invalidation,
+            Some(Invalidation::Asked | Invalidation::Granted(_))
+        ) && (ordered || device.invalidation_wanted_there)
+    }
+
+    /// True while a peer relies on this node's data, which it gives up its own for.
+    fn stays_good(&self, v: usize) -> bool {
+        self.peers.iter().any(|peer| {
+            let until = peer.devices[v].stays_good_until;
+            until.is_some_and(|until| self.now < until)
+        })
+    }
+
+    pub(crate) fn invalidate_question_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+    ) -> Result<(), &'static str> {
+        let v = self.volume_index(number).ok_or("an unknown volume")?;
+        let node = self.peers[p].config.node_id;
+        let device = &self.peers[p].devices[v];
+        let wants_itself = self.invalidates(p, v) && self.node_id < node;
+        let granted = self.peers[p].connection == ConnectionState::Connected
+            && self.volumes[v].disk == DiskState::UpToDate
+            && device.replication == ReplicationState::Established
+            && self.volumes[v].detaching.is_none()
+            && !wants_itself;
+        if granted {
+            let until = self.now.after(limits::COMMAND_PATIENCE_MS);
+            self.peers[p].devices[v].stays_good_until = Some(until);
+        }
+        self.send(
+            p,
+            Message::InvalidateAnswer {
+                volume: number,
+                granted,
+            },
+        );
+        Ok(())
+    }
+
+    pub(crate) fn invalidate_answer_received(
+        &mut self,
+        p: usize,
+        number: VolumeNumber,
+        granted: bool,
+    ) -> Result<(), &'static str> {
+        let v = self.volume_index(number).ok_or("an unknown volume")?;
+        let event = self.events;
+        let device = &mut self.peers[p].devices[v];
+        if device.invalidation != Some(Invalidation::Asked) {
+            return Err("an answer to a question that was never asked");
+        }
+        device.invalidation = Some(match granted {
+            true => Invalidation::Granted(event),
+            false => Invalidation::Refused,
+        });
+        if core::mem::take(&mut device.invalidation_wanted_there) {
+            self.invalidate_for_peer(p, number, event - 1);
         }
         Ok(())
     }

@@ -140,6 +140,7 @@ impl<P: Payload> Engine<P> {
                 full_sync: false,
                 sync_target: false,
                 bits: 0,
+                cache: volume.cache,
             };
         };
         let superblock = &backing.superblock;
@@ -159,6 +160,7 @@ impl<P: Payload> Engine<P> {
             full_sync: superblock.flags.invalidated,
             sync_target: superblock.flags.sync_target,
             bits: backing.bits(node),
+            cache: volume.cache,
         }
     }
 
@@ -233,6 +235,7 @@ impl<P: Payload> Engine<P> {
         peer.role = theirs.role;
         peer.last_heard = now;
         peer.discard_my_data = false;
+        self.compare_caches(p, &theirs);
         self.set_connection(p, ConnectionState::Connected, "handshake");
         self.peers[p].returns_by = None;
         self.peer_needs_no_fence(p);

@@ -35,6 +35,9 @@ impl<P: Payload> Engine<P> {
         if !confirmed {
             return false;
         }
+        if request.in_vain {
+            return true;
+        }
         if self.good_here(request) {
             return true;
         }
@@ -69,7 +72,7 @@ impl<P: Payload> Engine<P> {
     }
 
     /// True if the peer's data are good and it takes this node's writes.
-    pub(super) fn serves(&self, p: usize, v: usize) -> bool {
+    pub(crate) fn serves(&self, p: usize, v: usize) -> bool {
         let device = &self.peers[p].devices[v];
         device.mirrors() && device.disk == DiskState::UpToDate
     }
@@ -89,6 +92,9 @@ impl<P: Payload> Engine<P> {
     pub(super) fn result(&self, request: &Request<P>) -> Result<Option<P>, ClientError> {
         if self.is_frozen() {
             return Err(ClientError::NotPrimary);
+        }
+        if request.in_vain {
+            return Err(ClientError::Io);
         }
         if self.good_here(request) || (0..self.peers.len()).any(|p| self.good_at(request, p)) {
             return Ok(None);

@@ -66,6 +66,11 @@ impl<P: Payload> Engine<P> {
         }
         self.requests[key].stage = Stage::Running;
         self.volumes[v].flush.rhythm.flushed();
+        self.requests[key].in_vain |= core::mem::take(&mut self.volumes[v].unflushed_lost);
+        if self.requests[key].in_vain {
+            self.requests[key].local = Local::Missing;
+            return self.update_request(key);
+        }
         let mut misses = false;
         for p in 0..self.peers.len() {
             let node = self.peers[p].config.node_id;

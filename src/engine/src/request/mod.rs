@@ -98,6 +98,8 @@ pub(crate) struct Request<P> {
     pub completed: bool,
     /// Submitted when neither this disk nor a peer had good data: no generation tells that the peers miss it.
     pub without_data: bool,
+    /// A flush whose client must learn that writes before it may be gone.
+    pub in_vain: bool,
 }
 
 impl<P> Request<P> {
@@ -191,6 +193,7 @@ impl<P: Payload> Engine<P> {
             barriers: Vec::new(),
             completed: false,
             without_data: false,
+            in_vain: false,
         });
         if is_read {
             self.start_read(key);
@@ -251,7 +254,9 @@ impl<P: Payload> Engine<P> {
             && !self.is_suspended()
         {
             progress = true;
+            let in_vain = self.volumes[v].unflushed_lost;
             for key in core::mem::take(&mut self.volumes[v].held_for_data) {
+                self.requests[key].in_vain = in_vain;
                 match self.requests[key].kind {
                     Kind::Read => self.start_read(key),
                     _ => self.start_flush(key),

@@ -76,6 +76,9 @@ pub struct VolumeHello {
     pub sync_target: bool,
     /// Bits set toward the receiver.
     pub bits: u64,
+    /// Tells one life of the disk's volatile cache from the next: another number after the sender's machine was started anew, and after
+    /// the disk failed.
+    pub cache: u64,
 }
 
 /// Why a side leaves on purpose.
@@ -206,6 +209,18 @@ pub enum Message<P> {
     InvalidateRequest {
         /// Which volume.
         volume: VolumeNumber,
+    },
+    /// Control: the sender's data are to become those of a resync from the receiver; will the receiver's stay good meanwhile?
+    InvalidateQuestion {
+        /// Which volume.
+        volume: VolumeNumber,
+    },
+    /// Control: answer.
+    InvalidateAnswer {
+        /// Which volume.
+        volume: VolumeNumber,
+        /// The answering side's data are good, and it does not give them up for a moment.
+        granted: bool,
     },
     /// Control: the sender, Primary, is going to part: make your disks Outdated and say so.
     OutdateRequest,
@@ -429,6 +444,8 @@ impl<P> Message<P> {
             | Message::SkipInitialSync { .. }
             | Message::SkipInitialSyncDone { .. }
             | Message::InvalidateRequest { .. }
+            | Message::InvalidateQuestion { .. }
+            | Message::InvalidateAnswer { .. }
             | Message::OutdateRequest
             | Message::MissesTracked { .. }
             | Message::BitmapRuns { .. }

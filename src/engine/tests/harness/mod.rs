@@ -109,6 +109,7 @@ pub fn config(node: usize, configure: &dyn Fn(&mut PeerConfig)) -> EngineConfig 
     EngineConfig {
         node_id: NodeId(node as u8),
         seed: [7 + node as u64, 9],
+        boot: 40 + node as u64,
         volumes: vec![VolumeConfig::new(VOLUME)],
         peers: vec![peer],
     }

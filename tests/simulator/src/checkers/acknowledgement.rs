@@ -44,7 +44,12 @@ impl World {
                     ),
                 );
             }
-            (_, Err(error)) => self.check_error(id, request, *error, &view),
+            (_, Err(error)) => {
+                self.check_error(id, request, *error, &view);
+                if matches!(request.kind, RequestKind::Flush) {
+                    self.branches[request.branch].tell_lost(now);
+                }
+            }
             (RequestKind::Read(range), Ok(data)) => {
                 self.check_read(id, request, range, data.as_ref(), now)
             }
@@ -259,7 +264,7 @@ impl World {
         }
         let branch = &self.branches[request.branch];
         let within = covered(range);
-        for holder in where_to_look {
+        for &holder in &where_to_look {
             let disk = &self.nodes[holder].volumes[volume].disk;
             let image = |sector| disk.sector(sector, View::Durable);
             let bad = branch.first_bad(within.clone(), Standard::Flushed, 0, image);
@@ -275,6 +280,30 @@ impl World {
                 );
                 return self.fail("durability", text);
             }
+        }
+        if range.is_none() {
+            self.check_lost(id, request, &where_to_look);
+        }
+    }
+
+    /// A flush was answered: no write of this Primary that was answered before went with the power of its only good copy.
+    fn check_lost(&mut self, id: u64, request: &OpenRequest, holders: &[NodeIndex]) {
+        let branch = &self.branches[request.branch];
+        let since = self.nodes[request.node].primary_since;
+        let found = holders.iter().find_map(|&holder| {
+            let disk = &self.nodes[holder].volumes[request.volume].disk;
+            let stamp = |sector| disk.sector(sector, View::Durable);
+            branch
+                .lost_untold(&self.writes, since, request.began)
+                .find(|&(sector, write)| !branch.is_not_older(sector, stamp(sector), write))
+                .map(|(sector, write)| (holder, sector, write, self.name(stamp(sector))))
+        });
+        if let Some((holder, sector, write, found)) = found {
+            let text = format!(
+                "flush {id} was answered, but w{write} that was answered before went with the power of n{holder}: \
+                 sector {sector} has {found}"
+            );
+            self.fail("durability", text);
         }
     }
 
@@ -357,8 +386,15 @@ impl World {
                                     .is_some_and(|&since| since < request.at))
                         && !ill(peer)
                 });
+                let since = self.nodes[node].primary_since;
+                let lost = matches!(request.kind, RequestKind::Flush)
+                    && self.branches[request.branch]
+                        .lost_untold(&self.writes, since, request.began)
+                        .next()
+                        .is_some();
                 view.role != Role::Primary
                     || self.is_being_demoted(node)
+                    || lost
                     || (!good_here && !good_there)
             }
         };

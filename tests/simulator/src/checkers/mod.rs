@@ -187,6 +187,9 @@ impl World {
         if before.role == Role::Primary && view.role != Role::Primary {
             self.leave_peers_branch(node);
         }
+        if before.role != Role::Primary && view.role == Role::Primary {
+            self.nodes[node].primary_since = self.tick_moment();
+        }
         for peer in (0..self.settings.nodes).filter(|&peer| peer != node) {
             let disk_came = (0..self.settings.volumes.len()).any(|volume| {
                 !before.peer_disk(peer, volume).has_data()

@@ -15,7 +15,7 @@ use crate::units::{BLOCK_BYTES, ByteRange, Generation, NodeId, VolumeNumber};
 use crate::wire::{Hello, Message, ReadOutcome, VolumeHello};
 
 /// Bytes of a [`VolumeHello`] without history.
-const VOLUME_HELLO_BYTES: usize = 52;
+const VOLUME_HELLO_BYTES: usize = 60;
 /// Bytes of one entry of a [`Message::PeerState`].
 const DISK_BYTES: usize = 3;
 const GENERATION_BYTES: usize = 8;
@@ -87,6 +87,7 @@ fn volume_hello(reader: &mut Reader<'_>) -> Result<VolumeHello, WireError> {
         current: reader.generation("current")?,
         bitmap: reader.generation("bitmap")?,
         bits: reader.u64_up_to("bits", most_bits)?,
+        cache: reader.u64("cache")?,
         history: history(reader)?,
     })
 }
@@ -304,6 +305,13 @@ pub(super) fn message<P>(
         },
         MessageKind::InvalidateRequest => Message::InvalidateRequest {
             volume: reader.volume()?,
+        },
+        MessageKind::InvalidateQuestion => Message::InvalidateQuestion {
+            volume: reader.volume()?,
+        },
+        MessageKind::InvalidateAnswer => Message::InvalidateAnswer {
+            volume: reader.volume()?,
+            granted: reader.flag("granted")?,
         },
         MessageKind::OutdateRequest => Message::OutdateRequest,
         MessageKind::MissesTracked => Message::MissesTracked {

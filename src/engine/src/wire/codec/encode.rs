@@ -114,6 +114,7 @@ fn put_volume_hello(out: &mut impl Sink, hello: &VolumeHello) {
         full_sync,
         sync_target,
         bits,
+        cache,
     } = hello;
     let flags = [
         (*attached_anew, volume_flags::ATTACHED_ANEW),
@@ -131,6 +132,7 @@ fn put_volume_hello(out: &mut impl Sink, hello: &VolumeHello) {
     out.generation(*current);
     out.generation(*bitmap);
     out.u64(*bits);
+    out.u64(*cache);
     out.history(history);
 }
 
@@ -199,6 +201,10 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
             out.count("bytes of text", text.len(), limits::MAX_TEXT_BYTES);
             out.bytes(text.as_bytes());
         }
+        Message::InvalidateAnswer { volume, granted } => {
+            out.volume(*volume);
+            out.u8((*granted).into());
+        }
         Message::ResyncPause { volume, paused } => {
             out.volume(*volume);
             out.u8((*paused).into());
@@ -219,6 +225,7 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
         }
         Message::VolumeReady { volume }
         | Message::InvalidateRequest { volume }
+        | Message::InvalidateQuestion { volume }
         | Message::DiskBack { volume }
         | Message::ResyncReady { volume }
         | Message::BitmapTaken { volume }

@@ -79,6 +79,8 @@ kinds! {
     Resize = 0x72,
     OutdateRequest = 0x73,
     ResyncWaits = 0x74,
+    InvalidateQuestion = 0x75,
+    InvalidateAnswer = 0x76,
 
     ResyncData = 0x83,
     ResyncZeroes = 0x84,

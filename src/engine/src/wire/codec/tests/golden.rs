@@ -59,6 +59,7 @@ fn volume() -> VolumeHello {
         full_sync: true,
         sync_target: false,
         bits: 3,
+        cache: 0xe0e1_e2e3_e4e5_e6e7,
     }
 }
 
@@ -78,6 +79,7 @@ fn crashed_volume() -> VolumeHello {
         full_sync: false,
         sync_target: true,
         bits: 1,
+        cache: 0,
     }
 }
 
@@ -387,9 +389,9 @@ fn control() -> Vec<Golden> {
             01                version 1
             60                kind Hello
             0000              flags
-            83000000          body length 131
+            93000000          body length 147
             00000000          payload length 0
-            39dd8d6e          checksum
+            ceb4a20d          checksum
             01                node_id 1
             01                role Primary
             02                protocol C
@@ -407,6 +409,7 @@ fn control() -> Vec<Golden> {
             a7a6a5a4a3a2a1a0  current
             b7b6b5b4b3b2b1b0  bitmap
             0300000000000000  bits 3
+            e7e6e5e4e3e2e1e0  cache
             02000000          history: 2 entries
             c7c6c5c4c3c2c1c0  history[0]
             d7d6d5d4d3d2d1d0  history[1]
@@ -419,6 +422,7 @@ fn control() -> Vec<Golden> {
             0400000000000000  current
             0000000000000000  bitmap
             0100000000000000  bits
+            0000000000000000  cache
             00000000          history: none
 "#,
         ),
@@ -429,9 +433,9 @@ fn control() -> Vec<Golden> {
             01                version 1
             61                kind Again
             0000              flags
-            34000000          body length 52
+            3c000000          body length 60
             00000000          payload length 0
-            cdb043f2          checksum
+            4274c280          checksum
             ffff              volume 65535
             07000000          round 7
             05                disk Inconsistent
@@ -441,6 +445,7 @@ fn control() -> Vec<Golden> {
             0400000000000000  current
             0000000000000000  bitmap
             0100000000000000  bits
+            0000000000000000  cache
             00000000          history: none
 "#,
         ),
@@ -767,6 +772,38 @@ fn control() -> Vec<Golden> {
             08b0aeb4          checksum
             0300              volume 3
             c0270900          milliseconds 600000
+"#,
+        ),
+        (
+            Message::InvalidateQuestion {
+                volume: VolumeNumber(3),
+            },
+            r#"
+            51524246          magic "QRBF"
+            01                version 1
+            75                kind InvalidateQuestion
+            0000              flags
+            02000000          body length 2
+            00000000          payload length 0
+            93e89fd6          checksum
+            0300              volume 3
+"#,
+        ),
+        (
+            Message::InvalidateAnswer {
+                volume: VolumeNumber(3),
+                granted: true,
+            },
+            r#"
+            51524246          magic "QRBF"
+            01                version 1
+            76                kind InvalidateAnswer
+            0000              flags
+            03000000          body length 3
+            00000000          payload length 0
+            16783a71          checksum
+            0300              volume 3
+            01                granted yes
 "#,
         ),
     ]

@@ -112,6 +112,7 @@ impl Source {
             full_sync: self.flag(),
             sync_target: self.flag(),
             bits: self.between(0, MAX_DEVICE_BYTES / BLOCK_BYTES),
+            cache: self.between(0, u64::MAX),
         }
     }
 }
@@ -266,6 +267,13 @@ pub fn message(kind: MessageKind, from: &mut Source) -> Message<Bytes> {
             volume: from.volume(),
             current: from.generation(),
             done: from.flag(),
+        },
+        MessageKind::InvalidateQuestion => Message::InvalidateQuestion {
+            volume: from.volume(),
+        },
+        MessageKind::InvalidateAnswer => Message::InvalidateAnswer {
+            volume: from.volume(),
+            granted: from.flag(),
         },
         MessageKind::InvalidateRequest => Message::InvalidateRequest {
             volume: from.volume(),
