@@ -126,7 +126,6 @@ impl<P: Payload> Engine<P> {
             device.misses_tracked = false;
             device.invalidation = None;
             device.invalidation_wanted_there = false;
-            device.stays_good_until = None;
             if ended || !matches!(device.disk, DiskState::Inconsistent | DiskState::Outdated) {
                 device.disk = DiskState::DUnknown;
             }

@@ -160,8 +160,6 @@ pub(crate) struct PeerDevice {
     pub invalidation: Option<Invalidation>,
     /// The peer asked for it, and not this node's administrator.
     pub invalidation_wanted_there: bool,
-    /// This node's data are to stay good until then: the peer gives up its own.
-    pub stays_good_until: Option<Time>,
     /// A handler of this node is asked before a resync.
     pub asked: Option<Box<Asked>>,
     /// A handler of the peer is asked, until then at most.
@@ -198,7 +196,6 @@ impl PeerDevice {
             misses_tracked: false,
             invalidation: None,
             invalidation_wanted_there: false,
-            stays_good_until: None,
             asked: None,
             waits_until: None,
         }

@@ -8,6 +8,7 @@ mod connection;
 mod demotion;
 mod disk;
 mod generation;
+mod invalidation;
 mod promotion;
 mod resize;
 mod role_change;

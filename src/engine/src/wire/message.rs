@@ -210,7 +210,7 @@ pub enum Message<P> {
         /// Which volume.
         volume: VolumeNumber,
     },
-    /// Control: the sender's data are to become those of a resync from the receiver; will the receiver's stay good meanwhile?
+    /// Control: the sender's data are to become those of a resync from the receiver; are the receiver's good?
     InvalidateQuestion {
         /// Which volume.
         volume: VolumeNumber,
@@ -219,7 +219,7 @@ pub enum Message<P> {
     InvalidateAnswer {
         /// Which volume.
         volume: VolumeNumber,
-        /// The answering side's data are good, and it does not give them up for a moment.
+        /// The answering side's data are good, and it is not about to give them up itself.
         granted: bool,
     },
     /// Control: the sender, Primary, is going to part: make your disks Outdated and say so.
