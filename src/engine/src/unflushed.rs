@@ -67,6 +67,13 @@ impl<P: Payload> Engine<P> {
         }
     }
 
+    /// A client knows that writes before its flush are not durable.
+    pub(crate) fn unflushed_are_told(&mut self, v: usize) {
+        for peer in &mut self.peers {
+            peer.devices[v].unflushed = false;
+        }
+    }
+
     /// Whoever flushes now or next learns that writes may be gone.
     fn unflushed_are_lost(&mut self, p: usize, v: usize, rule: &'static str) {
         self.peers[p].devices[v].unflushed = false;

@@ -101,14 +101,16 @@ pub struct Node {
     pub process: Option<Process>,
     /// Starts of the process so far.
     pub incarnation: u64,
-    /// Power losses so far.
-    pub power_losses: u64,
+    /// When it lost its power last.
+    pub power_lost_at: u64,
     /// What it said last, kept when the process is gone.
     pub view: Option<NodeView>,
     /// Its disks.
     pub volumes: Vec<NodeVolume>,
     /// When it became Primary last.
     pub primary_since: u64,
+    /// When it found a connection lost last.
+    pub disconnected_at: u64,
     /// Clients use the device here.
     pub serving: bool,
     /// A start is scheduled.

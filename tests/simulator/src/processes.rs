@@ -10,6 +10,7 @@ use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::Step;
 use qrbd_engine::state::Role;
 use qrbd_engine::units::Time;
+use qrbd_engine::wire::message::Protocol;
 
 use crate::administrator::Purpose;
 use crate::disk::{Job, View};
@@ -66,7 +67,7 @@ impl World {
         let mut config = EngineConfig {
             node_id: node_id(node),
             seed: [self.random.bits(), self.random.bits()],
-            boot: self.nodes[node].power_losses,
+            boot: self.nodes[node].power_lost_at,
             volumes: Vec::new(),
             peers: Vec::new(),
         };
@@ -114,7 +115,9 @@ impl World {
             format!("n{node} {}", if power { "POWER LOSS" } else { "KILLED" })
         });
         self.nodes[node].serving = false;
-        self.nodes[node].power_losses += u64::from(power);
+        if power {
+            self.nodes[node].power_lost_at = self.tick_moment();
+        }
         for volume in 0..self.settings.volumes.len() {
             let mut changed = std::mem::take(&mut self.scratch);
             let state = &mut self.nodes[node].volumes[volume];
@@ -140,6 +143,8 @@ impl World {
         self.leave_peers_branch(node);
         if power {
             self.lose_unflushed_of(node);
+        } else if !primary && self.settings.protocol != Protocol::C {
+            self.lose_unwritten_of(node);
         }
         let ended: Vec<_> = (self.commands.values())
             .filter(|command| command.node == node)
@@ -184,6 +189,21 @@ impl World {
             if self.nodes[node].volumes[volume].current && !held_elsewhere {
                 let branch = self.nodes[node].volumes[volume].branch;
                 self.branches[branch].lose_unflushed();
+            }
+        }
+    }
+
+    /// The process of the only node that held everything ends: what it had received for a Primary whose own disk was lost since, and not
+    /// written yet, is gone (protocols A and B).
+    fn lose_unwritten_of(&mut self, node: NodeIndex) {
+        for volume in 0..self.settings.volumes.len() {
+            let holders = || {
+                (0..self.settings.nodes).filter(|&other| self.nodes[other].volumes[volume].current)
+            };
+            if holders().eq([node]) {
+                let state = &self.nodes[node].volumes[volume];
+                let disk = &state.disk;
+                self.branches[state.branch].lose_beyond(|sector| disk.sector(sector, View::Cached));
             }
         }
     }

@@ -378,8 +378,9 @@ impl World {
             world.nodes.push(Node {
                 process: None,
                 incarnation: 0,
-                power_losses: 0,
+                power_lost_at: 0,
                 primary_since: 0,
+                disconnected_at: 0,
                 view: None,
                 volumes,
                 serving: false,

@@ -118,6 +118,9 @@ impl<P: Payload> Engine<P> {
             let result = self.result(request);
             let id = request.id;
             self.requests[key].completed = true;
+            if result.is_err() && self.requests[key].tells {
+                self.unflushed_are_told(v);
+            }
             for index in 0..self.requests[key].sent.len() {
                 let SentTo {
                     peer,

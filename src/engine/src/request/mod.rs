@@ -100,6 +100,8 @@ pub(crate) struct Request<P> {
     pub without_data: bool,
     /// A flush whose client must learn that writes before it may be gone.
     pub in_vain: bool,
+    /// A flush that began when the only peer that had them was gone: if it fails, its client has learned.
+    pub tells: bool,
 }
 
 impl<P> Request<P> {
@@ -194,6 +196,7 @@ impl<P: Payload> Engine<P> {
             completed: false,
             without_data: false,
             in_vain: false,
+            tells: false,
         });
         if is_read {
             self.start_read(key);

@@ -46,7 +46,9 @@ impl World {
             }
             (_, Err(error)) => {
                 self.check_error(id, request, *error, &view);
-                if matches!(request.kind, RequestKind::Flush) {
+                // One that began before the connection was lost says nothing of writes that were completed after it.
+                let flushes = matches!(request.kind, RequestKind::Flush);
+                if flushes && request.began > self.nodes[request.node].disconnected_at {
                     self.branches[request.branch].tell_lost(now);
                 }
             }
@@ -386,12 +388,13 @@ impl World {
                                     .is_some_and(|&since| since < request.at))
                         && !ill(peer)
                 });
-                let since = self.nodes[node].primary_since;
+                // A peer lost its power since the client was told of such a loss last: what it had completed alone may be gone.
+                let told = self.branches[request.branch].lost_told;
+                let since = self.nodes[node].primary_since.max(told);
                 let lost = matches!(request.kind, RequestKind::Flush)
-                    && self.branches[request.branch]
-                        .lost_untold(&self.writes, since, request.began)
-                        .next()
-                        .is_some();
+                    && (request.began <= told
+                        || (0..self.settings.nodes)
+                            .any(|peer| peer != node && self.nodes[peer].power_lost_at > since));
                 view.role != Role::Primary
                     || self.is_being_demoted(node)
                     || lost

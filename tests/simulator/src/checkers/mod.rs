@@ -200,6 +200,7 @@ impl World {
             }
             if before.connected(peer) && !view.connected(peer) {
                 self.checks.separated.push((node, peer));
+                self.nodes[node].disconnected_at = self.tick_moment();
             }
             for volume in 0..self.settings.volumes.len() {
                 self.resync_may_start(node, peer, volume, before, &view);
