@@ -9,6 +9,7 @@ use qrbd_engine::api::{Command, Event};
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{NodeId, VolumeNumber};
 
+use crate::disk::View;
 use crate::network::NodeIndex;
 use crate::queue::{MILLISECOND, Micros, SECOND};
 use crate::random::Random;
@@ -492,6 +493,10 @@ impl World {
             let state = &self.nodes[node].volumes[volume];
             let mut fork = self.branches[state.disk_branch.unwrap_or(state.branch)].clone();
             fork.own_writes = 0;
+            if !state.current {
+                // It had missed writes already, and has no claim to them.
+                fork.lose_beyond(|sector| state.disk.sector(sector, View::Cached));
+            }
             self.branches.push(fork);
             let state = &mut self.nodes[node].volumes[volume];
             match &mut state.disk_branch {
