@@ -329,6 +329,7 @@ impl<P: Payload> Engine<P> {
                 peer.fence.freezes = false;
                 for device in &mut peer.devices {
                     device.unflushed = false;
+                    device.cache_lost = false;
                 }
             }
             self.effects

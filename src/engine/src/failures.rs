@@ -116,8 +116,6 @@ impl<P: Payload> Engine<P> {
             device.last_resync_id = 0;
             device.stopped_resync = false;
             device.resync_ending = false;
-            // A peer that took writes had made durable before what it was told of on earlier connections.
-            device.unflushed &= !device.peer_accepts;
             device.accepts = false;
             device.peer_accepts = false;
             device.hold = false;
@@ -393,6 +391,7 @@ impl<P: Payload> Engine<P> {
         // A disk that was not good, or not taken yet, did not serve the clients: they saw what the peer has.
         if was == DiskState::UpToDate && self.role == Role::Primary {
             self.volumes[v].exposed = current.unwrap_or(Generation::NONE);
+            self.disk_gone_with_unflushed(v);
         }
         self.received_writes_lost(v);
         for p in 0..self.peers.len() {

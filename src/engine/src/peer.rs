@@ -146,8 +146,10 @@ pub(crate) struct PeerDevice {
     pub target: Option<Box<ResyncTarget>>,
     /// The generation in which both were last known to be connected by this very process, under the protocol that is configured.
     pub contact: Option<Generation>,
-    /// When the connection ended, clients had been told of writes that nobody but the peer had, and not durably.
+    /// When the connection ended, clients had been told of writes that the peer had, and not durably.
     pub unflushed: bool,
+    /// The peer came back without the cache that had them: until a resync they are certain on this node's disk alone.
+    pub cache_lost: bool,
     /// The life of the peer's cache that this node was connected to last.
     pub cache: Option<u64>,
     /// The peer was told that its initial sync is skipped: it becomes UpToDate, whether or not it still says so on this connection.
@@ -190,6 +192,7 @@ impl PeerDevice {
             target: None,
             contact: None,
             unflushed: false,
+            cache_lost: false,
             cache: None,
             told_to_skip: false,
             tracks_misses: false,
@@ -199,6 +202,14 @@ impl PeerDevice {
             asked: None,
             waits_until: None,
         }
+    }
+
+    /// The peer takes this node's writes from now on. What it was told of on earlier connections it made durable before, or it is the
+    /// target of a resync with all of that.
+    pub fn takes_writes(&mut self) {
+        self.peer_accepts = true;
+        self.unflushed = false;
+        self.cache_lost = false;
     }
 
     /// True if this node said something in a handshake and the peer has not answered yet.

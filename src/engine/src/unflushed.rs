@@ -4,7 +4,8 @@
 //! it durable there (W4). If the connection ends in between and the peer comes back, what it holds depends on what happened to it: a
 //! cut network or a killed daemon loses nothing, and the peer makes everything durable before it goes on. If its machine was started
 //! anew, or its disk failed, the writes may be gone. A client can't be asked to write them again, but it must not be told that they
-//! are durable: its next flush fails, as it does on a disk that lost its cache.
+//! are durable: its next flush fails, as it does on a disk that lost its cache. The same goes for a Primary that loses its own disk
+//! before a peer that came back without its cache got from it what it lacks.
 
 use alloc::string::String;
 
@@ -16,16 +17,13 @@ use crate::transfer_log::{Confirmed, LogEntry};
 use crate::wire::Hello;
 
 impl<P: Payload> Engine<P> {
-    /// True if a client was told of this operation, which the peer had not made durable, and neither this node nor another peer has it
-    /// for good.
-    fn is_nowhere_else(&self, p: usize, entry: &LogEntry) -> bool {
-        let v = entry.volume;
+    /// True if a client was told of this operation, which the peer had not made durable, and no other peer has it.
+    fn is_unflushed(&self, p: usize, entry: &LogEntry) -> bool {
         let waits = (self.requests.get(entry.request)).is_some_and(|request| !request.completed);
         self.role == Role::Primary
-            && self.volumes[v].disk != DiskState::UpToDate
             && entry.confirmed == Confirmed::Written
             && !waits
-            && (0..self.peers.len()).all(|other| other == p || !self.serves(other, v))
+            && (0..self.peers.len()).all(|other| other == p || !self.serves(other, entry.volume))
     }
 
     /// The connection is lost with these operations in the transfer log: remembers what a restart of the peer's machine would take.
@@ -35,7 +33,7 @@ impl<P: Payload> Engine<P> {
         left: impl Iterator<Item = &'a LogEntry>,
     ) {
         for entry in left.filter(|entry| !entry.lost) {
-            if self.is_nowhere_else(p, entry) {
+            if self.is_unflushed(p, entry) {
                 self.peers[p].devices[entry.volume].unflushed = true;
             }
         }
@@ -48,7 +46,8 @@ impl<P: Payload> Engine<P> {
         v: usize,
         mut lost: impl Iterator<Item = &'a LogEntry>,
     ) {
-        if lost.any(|entry| self.is_nowhere_else(p, entry)) {
+        let only_there = self.volumes[v].disk != DiskState::UpToDate;
+        if only_there && lost.any(|entry| self.is_unflushed(p, entry)) {
             self.unflushed_are_lost(p, v, "peer-disk-failed-unflushed");
         }
     }
@@ -61,8 +60,20 @@ impl<P: Payload> Engine<P> {
             };
             let device = &mut self.peers[p].devices[v];
             let another = device.cache.replace(hello.cache) != Some(hello.cache);
-            if another && device.unflushed {
-                self.unflushed_are_lost(p, v, "peer-lost-unflushed-writes");
+            if another && core::mem::take(&mut device.unflushed) {
+                device.cache_lost = true;
+                if self.volumes[v].disk != DiskState::UpToDate {
+                    self.unflushed_are_lost(p, v, "peer-lost-unflushed-writes");
+                }
+            }
+        }
+    }
+
+    /// This Primary's disk is lost: what a peer had lost already is nowhere now.
+    pub(crate) fn disk_gone_with_unflushed(&mut self, v: usize) {
+        for p in 0..self.peers.len() {
+            if self.peers[p].devices[v].cache_lost {
+                self.unflushed_are_lost(p, v, "disk-lost-before-its-peer-had-everything");
             }
         }
     }
@@ -77,6 +88,7 @@ impl<P: Payload> Engine<P> {
     /// Whoever flushes now or next learns that writes may be gone.
     fn unflushed_are_lost(&mut self, p: usize, v: usize, rule: &'static str) {
         self.peers[p].devices[v].unflushed = false;
+        self.peers[p].devices[v].cache_lost = false;
         self.volumes[v].unflushed_lost = true;
         for (_, request) in self.requests.iter_mut() {
             let flushes = matches!(request.kind, Kind::Flush) && request.stage == Stage::Running;

@@ -1368,6 +1368,45 @@ fn the_target_of_a_resync_tells_its_clients_what_the_power_loss_of_its_source_to
 }
 
 #[test]
+fn a_flush_fails_where_the_own_disk_goes_before_a_restarted_peer_was_brought_up_to_date() {
+    let mut told = 0;
+    for (seed, late) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        world.write_now(0, block(5));
+        world.power_loss(1);
+        world.wait_disconnected(0);
+        let volume = volume_number(0);
+        let detach = Command::Detach {
+            volume,
+            force: true,
+        };
+        if late {
+            world.restart(1);
+            world.until("they compare their bitmaps", |world| {
+                let view = world.nodes[0].live_view().unwrap();
+                view.replication(1, 0) == ReplicationState::WFBitMapS
+            });
+            world
+                .world
+                .command(0, detach, qrbd_simulator::administrator::Purpose::Scenario);
+        } else {
+            world.command(0, detach).unwrap();
+            world.restart(1);
+        }
+        world.run(2 * SECOND);
+        let view = world.view(0);
+        if view.volumes[0].disk == DiskState::Diskless && view.in_sync_with(1, 0) {
+            let flush = world.flush(0);
+            assert_eq!(world.answer(flush), Err(ClientError::Io), "seed {seed}");
+            told += 1;
+            let later = world.flush(0);
+            world.completed(later);
+        }
+    }
+    assert!(told > 3, "told only {told} times");
+}
+
+#[test]
 fn a_disk_that_lost_a_promised_write_is_not_up_to_date_when_it_comes_back() {
     over_seeds(Protocol::B, 10, |mut world| {
         world.stall_disk(1, SECOND);

@@ -33,7 +33,7 @@ impl<P: Payload> Engine<P> {
             Ok(found) => found,
             // The Primary gives that disk up and goes on with this one.
             Err((rule, text)) if theirs.attached_anew => {
-                self.peers[p].devices[v].peer_accepts = true;
+                self.peers[p].devices[v].takes_writes();
                 return self.decision(Some(p), Some(v), rule, text);
             }
             Err((rule, text)) if mine.attached_anew => {
@@ -77,7 +77,7 @@ impl<P: Payload> Engine<P> {
         match outcome {
             // The Primary gives that disk up, see below; here nothing changes.
             Outcome::Target(_) if theirs.attached_anew => {
-                self.peers[p].devices[v].peer_accepts = true;
+                self.peers[p].devices[v].takes_writes();
                 self.peers[p].devices[v].disk = DiskState::Diskless
             }
             Outcome::Source(_) if mine.attached_anew => {
@@ -200,7 +200,7 @@ impl<P: Payload> Engine<P> {
         if self.peers[p].devices[v].replication != ReplicationState::Established {
             return Err("readiness of a volume that is not in sync");
         }
-        self.peers[p].devices[v].peer_accepts = true;
+        self.peers[p].devices[v].takes_writes();
         self.volume_settled(p, v);
         Ok(())
     }

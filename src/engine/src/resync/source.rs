@@ -66,7 +66,7 @@ impl<P: Payload> Engine<P> {
         }
         let device = &mut self.peers[p].devices[v];
         device.disk = DiskState::Inconsistent;
-        device.peer_accepts = true;
+        device.takes_writes();
         device.hold = false;
         let progress = Progress {
             total_blocks: total,

@@ -114,7 +114,7 @@ impl<P: Payload> Engine<P> {
             };
         }
         device.accepts = true;
-        device.peer_accepts = true;
+        device.takes_writes();
         device.hold = false;
         self.volumes[v].attached_anew = None;
         self.set_replication(

@@ -58,6 +58,8 @@ pub struct Checks {
     connected_since: BTreeMap<(NodeIndex, NodeIndex), Micros>,
     /// When a node's disk became UpToDate.
     good_since: BTreeMap<(NodeIndex, usize), Micros>,
+    /// Primaries that work on the disk of a peer that had lost its power and never got everything back.
+    fallen_back: BTreeSet<(NodeIndex, usize)>,
     /// Nodes that found a connection lost in the step at hand.
     separated: Vec<(NodeIndex, NodeIndex)>,
     /// What metadata say, by node, volume and durability, with the version they were read at.
@@ -86,6 +88,7 @@ impl Checks {
             promises_lost: BTreeSet::new(),
             connected_since: BTreeMap::new(),
             good_since: BTreeMap::new(),
+            fallen_back: BTreeSet::new(),
             separated: Vec::new(),
             knowledge: RefCell::default(),
             sent: Vec::new(),
@@ -284,12 +287,21 @@ impl World {
                         self.go_over(node, node, volume, own);
                         self.nodes[node].volumes[volume].disk_branch = None;
                     }
+                    DiskState::UpToDate => {
+                        self.checks.fallen_back.remove(&(node, volume));
+                    }
                     DiskState::Diskless => {
                         let served = (0..self.settings.nodes)
                             .find(|&peer| peer != node && self.is_served_by(node, peer, volume));
                         if let Some(peer) = served {
                             let own = own.unwrap_or(state.branch);
-                            let theirs = self.nodes[peer].volumes[volume].branch;
+                            let holder = &self.nodes[peer].volumes[volume];
+                            let theirs = holder.branch;
+                            let behind = holder.loss >= Loss::Power;
+                            // Its own disk failed before the peer, which had lost its power, got from it what it lacks: two failures.
+                            if behind && self.checks.fallen_back.insert((node, volume)) {
+                                self.branches[theirs].lose_unflushed();
+                            }
                             if theirs != state.branch {
                                 self.go_over(node, peer, volume, theirs);
                                 self.nodes[node].volumes[volume].disk_branch = Some(own);
