@@ -395,7 +395,9 @@ impl<P: Payload> Engine<P> {
         }
         self.received_writes_lost(v);
         for p in 0..self.peers.len() {
-            self.peers[p].devices[v].resync_ending |= self.peers[p].devices[v].target.is_some();
+            let device = &mut self.peers[p].devices[v];
+            device.resync_ending |= device.target.is_some();
+            let finishing = (device.source.as_ref()).is_some_and(|source| source.finishing);
             self.stop_resync(p, v);
             if core::mem::take(&mut self.peers[p].devices[v].round_wanted) {
                 // The handshake that the writes wait for will not take place.
@@ -438,15 +440,16 @@ impl<P: Payload> Engine<P> {
                         missed,
                     },
                 );
-                // Whoever attaches this disk again must know that newer data exist. If the metadata cannot be written any more, only
-                // the peer knows.
-                let consistent = (self.volumes[v].backing.as_ref())
-                    .is_some_and(|backing| backing.superblock.flags.consistent);
-                if consistent {
-                    self.record_outdated(v);
-                }
             } else {
                 self.renegotiate(p, rule);
+            }
+            // Whoever attaches this disk again must know that newer data exist, so too if the peer's resync is just over: it becomes
+            // UpToDate without the connection, and the clients go on with it. If the metadata cannot be written any more, only the peer
+            // knows.
+            let consistent = (self.volumes[v].backing.as_ref())
+                .is_some_and(|backing| backing.superblock.flags.consistent);
+            if consistent && (serves || finishing && self.role == Role::Primary) {
+                self.record_outdated(v);
             }
         }
         // Requests that wait for the activity log or the disk go on without them.

@@ -51,6 +51,17 @@ pub struct Entry {
     pub durable: bool,
 }
 
+/// A sector of a write that was completed and may be gone with the power of the only good copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Lost {
+    /// Which sector.
+    pub sector: Sector,
+    /// Of which write.
+    pub write: WriteNumber,
+    /// When the power went.
+    pub at: Moment,
+}
+
 /// What a value is measured by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standard {
@@ -71,10 +82,12 @@ pub struct Branch {
     /// Sectors that were written, each with its entries in the order in which they began.
     pub entries: BTreeMap<Sector, Vec<Entry>>,
     found: Found,
-    /// Sectors of writes whose clients were told of them before the only good copy lost power, see [`Branch::lose_unflushed`].
-    pub lost: Vec<(Sector, WriteNumber)>,
-    /// When a client was told by a flush that failed.
-    pub lost_told: Moment,
+    /// What may have gone with the only good copy's power, see [`Branch::lose_unflushed`].
+    lost: Vec<Lost>,
+    /// Losses before this moment were found by the Primary, and a client was told by a flush that failed.
+    lost_told: Moment,
+    /// When that flush was answered.
+    lost_told_at: Moment,
     /// Certain writes since the fork.
     pub own_writes: u64,
 }
@@ -112,6 +125,7 @@ impl Branch {
             found,
             lost: Vec::new(),
             lost_told: 0,
+            lost_told_at: 0,
             own_writes: 0,
         }
     }
@@ -219,35 +233,40 @@ impl Branch {
     }
 
     /// The only good copy lost power: what no flush had made durable may be gone, whatever the clients were told.
-    pub fn lose_unflushed(&mut self) {
+    pub fn lose_unflushed(&mut self, at: Moment) {
         for (&sector, entries) in &mut self.entries {
             for entry in entries.iter_mut().filter(|entry| !entry.durable) {
                 if entry.certain
                     && let Some(write) = entry.write
                 {
-                    self.lost.push((sector, write));
+                    self.lost.push(Lost { sector, write, at });
                 }
                 entry.certain = false;
             }
         }
     }
 
-    /// Writes of a client that may be gone and that it was not told of by the moment at which its flush began: those that were submitted
-    /// from `since` on.
+    /// Writes that a Primary's clients submitted from the moment `since` on, that may be gone, and that nobody was told of.
     pub fn lost_untold(
         &self,
         writes: &[WriteRecord],
         since: Moment,
-        flush: Moment,
-    ) -> impl Iterator<Item = (Sector, WriteNumber)> {
-        let told = flush > self.lost_told && self.lost_told > 0;
-        (self.lost.iter().copied())
-            .filter(move |&(_, write)| !told && writes[write as usize].began > since)
+    ) -> impl Iterator<Item = &Lost> {
+        self.lost.iter().filter(move |lost| {
+            lost.at >= self.lost_told && writes[lost.write as usize].began > since
+        })
     }
 
-    /// A flush failed: whoever asks from now on knows.
-    pub fn tell_lost(&mut self, now: Moment) {
-        self.lost_told = now;
+    /// A flush failed: clients know of everything that was lost before `found`.
+    pub fn tell_lost(&mut self, found: Moment, now: Moment) {
+        self.lost_told = found;
+        self.lost_told_at = now;
+    }
+
+    /// True if a flush that began at this moment may fail because of a loss at the moment `lost`.
+    #[must_use]
+    pub fn may_tell(&self, lost: Moment, began: Moment) -> bool {
+        lost >= self.lost_told || began <= self.lost_told_at
     }
 
     /// True if `stamp` is what a write or a later one put into the sector.

@@ -48,8 +48,9 @@ impl World {
                 self.check_error(id, request, *error, &view);
                 // One that began before the connection was lost says nothing of writes that were completed after it.
                 let flushes = matches!(request.kind, RequestKind::Flush);
-                if flushes && request.began > self.nodes[request.node].disconnected_at {
-                    self.branches[request.branch].tell_lost(now);
+                let found = self.nodes[request.node].disconnected_at;
+                if flushes && request.began > found {
+                    self.branches[request.branch].tell_lost(found, now);
                 }
             }
             (RequestKind::Read(range), Ok(data)) => {
@@ -296,9 +297,16 @@ impl World {
             let disk = &self.nodes[holder].volumes[request.volume].disk;
             let stamp = |sector| disk.sector(sector, View::Durable);
             branch
-                .lost_untold(&self.writes, since, request.began)
-                .find(|&(sector, write)| !branch.is_not_older(sector, stamp(sector), write))
-                .map(|(sector, write)| (holder, sector, write, self.name(stamp(sector))))
+                .lost_untold(&self.writes, since)
+                .find(|lost| !branch.is_not_older(lost.sector, stamp(lost.sector), lost.write))
+                .map(|lost| {
+                    (
+                        holder,
+                        lost.sector,
+                        lost.write,
+                        self.name(stamp(lost.sector)),
+                    )
+                })
         });
         if let Some((holder, sector, write, found)) = found {
             let text = format!(
@@ -388,13 +396,16 @@ impl World {
                                     .is_some_and(|&since| since < request.at))
                         && !ill(peer)
                 });
-                // A peer lost its power since the client was told of such a loss last: what it had completed alone may be gone.
-                let told = self.branches[request.branch].lost_told;
-                let since = self.nodes[node].primary_since.max(told);
+                // What a peer that lost its power had completed alone may be gone.
+                let since = self.nodes[node].primary_since;
+                let branch = &self.branches[request.branch];
                 let lost = matches!(request.kind, RequestKind::Flush)
-                    && (request.began <= told
-                        || (0..self.settings.nodes)
-                            .any(|peer| peer != node && self.nodes[peer].power_lost_at > since));
+                    && (0..self.settings.nodes)
+                        .filter(|&peer| peer != node)
+                        .any(|peer| {
+                            let at = self.nodes[peer].power_lost_at;
+                            at > since && branch.may_tell(at, request.began)
+                        });
                 view.role != Role::Primary
                     || self.is_being_demoted(node)
                     || lost

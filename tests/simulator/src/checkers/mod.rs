@@ -237,9 +237,17 @@ impl World {
         if received {
             self.checks.promises_lost.insert((node, volume));
         }
+        if self.settings.protocol != Protocol::C && self.nodes[node].is_primary() {
+            // Its flushes made durable here alone (W4).
+            let branch = self.nodes[node].volumes[volume].branch;
+            self.branches[branch].forget_durability();
+        }
         if !holders.is_empty() && holders.iter().all(harmed) {
             let branch = self.nodes[node].volumes[volume].branch;
-            self.branches[branch].lose_unflushed();
+            let at = holders
+                .iter()
+                .map(|&holder| self.nodes[holder].power_lost_at);
+            self.branches[branch].lose_unflushed(at.max().unwrap_or(0));
         }
     }
 
@@ -300,7 +308,8 @@ impl World {
                             let behind = holder.loss >= Loss::Power;
                             // Its own disk failed before the peer, which had lost its power, got from it what it lacks: two failures.
                             if behind && self.checks.fallen_back.insert((node, volume)) {
-                                self.branches[theirs].lose_unflushed();
+                                let at = self.nodes[peer].power_lost_at;
+                                self.branches[theirs].lose_unflushed(at);
                             }
                             if theirs != state.branch {
                                 self.go_over(node, peer, volume, theirs);
@@ -457,6 +466,10 @@ impl World {
     /// Two nodes hold the same data from now on, as `node` sees it: their branches become one.
     fn got_in_sync(&mut self, node: NodeIndex, peer: NodeIndex, volume: usize, before: &NodeView) {
         self.figures.syncs += 1;
+        if self.nodes[peer].is_primary() && !self.nodes[peer].connected(node) {
+            // It was promoted apart before its last word arrived.
+            return;
+        }
         self.join_branches(node, peer, volume, before);
         self.settle_losses(node, peer, volume, before);
         // A Primary's own word counts more than what its peers think.
