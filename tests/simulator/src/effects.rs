@@ -44,6 +44,7 @@ impl World {
                 node,
                 text,
                 at: self.now,
+                began: self.moment,
                 promotion,
                 view_before,
                 peers_live,

@@ -189,6 +189,8 @@ pub struct OpenCommand {
     pub text: String,
     /// When it was given.
     pub at: Micros,
+    /// The same in the order of the run.
+    pub began: Moment,
     /// A promotion and whether it is forced.
     pub promotion: Option<bool>,
     /// View before.

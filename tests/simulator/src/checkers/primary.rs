@@ -40,8 +40,10 @@ impl World {
         let Some(view) = self.nodes[node].live_view().cloned() else {
             return;
         };
-        // A command that waited while another one made the node Primary promotes nothing.
-        let again = command.view_before.role == Role::Primary || self.manager.speaks == Some(node);
+        // A command that waited while another one made the node Primary promotes nothing; one that waited for a demotion does.
+        let all_along = command.view_before.role == Role::Primary
+            && self.nodes[node].primary_since <= command.began;
+        let again = all_along || self.manager.speaks == Some(node);
         if again {
             return;
         }
