@@ -328,7 +328,7 @@ impl<P: Payload> Engine<P> {
             for peer in &mut self.peers {
                 peer.fence.freezes = false;
                 for device in &mut peer.devices {
-                    device.unflushed = false;
+                    device.unflushed = None;
                     device.cache_lost = false;
                 }
             }

@@ -316,7 +316,7 @@ impl<P: Payload> Engine<P> {
         }
         let node = self.peers[p].config.node_id;
         let lost = self.peers[p].log.lose_volume(v);
-        self.unflushed_fail(p, v, lost.iter());
+        self.peer_disk_failed(p, v, &lost);
         for entry in &lost {
             if let Some(backing) = self.volumes[v].backing.as_mut() {
                 backing.mark(node, entry.range);
@@ -379,6 +379,9 @@ impl<P: Payload> Engine<P> {
             peer: None,
             volume: Some(number),
         });
+        if was == DiskState::UpToDate {
+            self.disk_failed_with_unflushed(v);
+        }
         self.disk_gone(v, was, rule);
     }
 
@@ -412,10 +415,8 @@ impl<P: Payload> Engine<P> {
                 .iter()
                 .filter(|(_, request)| request.volume == v)
                 .count();
-            let serves = self.role == Role::Primary
-                && open <= crate::limits::MAX_MISSED_RANGES
-                && self.peers[p].devices[v].mirrors()
-                && self.peers[p].devices[v].disk == DiskState::UpToDate;
+            let good = self.serves(p, v);
+            let serves = self.role == Role::Primary && open <= limits::MAX_MISSED_RANGES && good;
             if serves {
                 // The peer keeps the clients going; it must note what this disk misses.
                 if self.peers[p].devices[v].replication != ReplicationState::Established {
@@ -443,12 +444,12 @@ impl<P: Payload> Engine<P> {
             } else {
                 self.renegotiate(p, rule);
             }
-            // Whoever attaches this disk again must know that newer data exist, so too if the peer's resync is just over: it becomes
-            // UpToDate without the connection, and the clients go on with it. If the metadata cannot be written any more, only the peer
-            // knows.
+            // Whoever attaches this disk again must know that newer data exist: the clients go on with a good peer, at once or when it is
+            // connected again. One whose resync is just over becomes good without the connection. If the metadata cannot be written any
+            // more, only the peer knows.
             let consistent = (self.volumes[v].backing.as_ref())
                 .is_some_and(|backing| backing.superblock.flags.consistent);
-            if consistent && (serves || finishing && self.role == Role::Primary) {
+            if consistent && self.role == Role::Primary && (good || finishing) {
                 self.record_outdated(v);
             }
         }

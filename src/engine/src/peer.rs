@@ -146,8 +146,8 @@ pub(crate) struct PeerDevice {
     pub target: Option<Box<ResyncTarget>>,
     /// The generation in which both were last known to be connected by this very process, under the protocol that is configured.
     pub contact: Option<Generation>,
-    /// When the connection ended, clients had been told of writes that the peer had, and not durably.
-    pub unflushed: bool,
+    /// The event in which the connection ended, if clients had been told of writes by then that the peer had, and not durably.
+    pub unflushed: Option<u64>,
     /// The peer came back without the cache that had them: until a resync they are certain on this node's disk alone.
     pub cache_lost: bool,
     /// The life of the peer's cache that this node was connected to last.
@@ -191,7 +191,7 @@ impl PeerDevice {
             source: None,
             target: None,
             contact: None,
-            unflushed: false,
+            unflushed: None,
             cache_lost: false,
             cache: None,
             told_to_skip: false,
@@ -204,12 +204,14 @@ impl PeerDevice {
         }
     }
 
-    /// The peer takes this node's writes from now on. What it was told of on earlier connections it made durable before, or it is the
-    /// target of a resync with all of that.
+    /// The peer takes this node's writes from now on. If it has a disk, what it was told of on earlier connections is durable there, or
+    /// it is the target of a resync with all of that.
     pub fn takes_writes(&mut self) {
         self.peer_accepts = true;
-        self.unflushed = false;
-        self.cache_lost = false;
+        if self.disk.has_data() {
+            self.unflushed = None;
+            self.cache_lost = false;
+        }
     }
 
     /// True if this node said something in a handshake and the peer has not answered yet.
@@ -233,10 +235,12 @@ impl PeerDevice {
 pub(crate) enum Invalidation {
     /// The peer was asked whether its own are good.
     Asked,
+    /// It was, and then this node gave its own word: whatever the answer is, it comes too late.
+    Void,
     /// They are, said in the event with this number.
     Granted(u64),
-    /// The peer said no.
-    Refused,
+    /// They are not, or the peer gives them up itself; said in the event with this number.
+    Refused(u64),
 }
 
 /// A promotion that asks the peers.

@@ -4,8 +4,12 @@
 //! it durable there (W4). If the connection ends in between and the peer comes back, what it holds depends on what happened to it: a
 //! cut network or a killed daemon loses nothing, and the peer makes everything durable before it goes on. If its machine was started
 //! anew, or its disk failed, the writes may be gone. A client can't be asked to write them again, but it must not be told that they
-//! are durable: its next flush fails, as it does on a disk that lost its cache. The same goes for a Primary that loses its own disk
-//! before a peer that came back without its cache got from it what it lacks.
+//! are durable: the flushes under way and the next one fail, as they do on a disk that lost its cache. The same goes for a Primary that
+//! loses its own disk before a peer that came back without its cache got from it what it lacks, and for one whose own disk, the only good
+//! one, fails and is attached again.
+//!
+//! A peer whose disk fails while nobody hears of it, and whose daemon is then started again without the machine, can't be told from one
+//! that was only killed.
 
 use alloc::string::String;
 
@@ -14,14 +18,13 @@ use crate::engine::Engine;
 use crate::request::{Kind, Stage};
 use crate::state::{DiskState, Role};
 use crate::transfer_log::{Confirmed, LogEntry};
-use crate::wire::Hello;
+use crate::wire::VolumeHello;
 
 impl<P: Payload> Engine<P> {
-    /// True if a client was told of this operation, which the peer had not made durable, and no other peer has it.
+    /// True if a client was told of this operation, the peer did not make it durable, and no other peer has it.
     fn is_unflushed(&self, p: usize, entry: &LogEntry) -> bool {
         let waits = (self.requests.get(entry.request)).is_some_and(|request| !request.completed);
         self.role == Role::Primary
-            && entry.confirmed == Confirmed::Written
             && !waits
             && (0..self.peers.len()).all(|other| other == p || !self.serves(other, entry.volume))
     }
@@ -32,72 +35,74 @@ impl<P: Payload> Engine<P> {
         p: usize,
         left: impl Iterator<Item = &'a LogEntry>,
     ) {
-        for entry in left.filter(|entry| !entry.lost) {
+        for entry in left.filter(|entry| !entry.lost && entry.confirmed == Confirmed::Written) {
             if self.is_unflushed(p, entry) {
-                self.peers[p].devices[entry.volume].unflushed = true;
+                self.peers[p].devices[entry.volume].unflushed = Some(self.events);
             }
         }
     }
 
     /// The peer's disk failed with these operations in the transfer log: nobody knows what its cache held.
-    pub(crate) fn unflushed_fail<'a>(
-        &mut self,
-        p: usize,
-        v: usize,
-        mut lost: impl Iterator<Item = &'a LogEntry>,
-    ) {
+    pub(crate) fn peer_disk_failed(&mut self, p: usize, v: usize, lost: &[LogEntry]) {
         let only_there = self.volumes[v].disk != DiskState::UpToDate;
-        if only_there && lost.any(|entry| self.is_unflushed(p, entry)) {
-            self.unflushed_are_lost(p, v, "peer-disk-failed-unflushed");
+        if only_there && lost.iter().any(|entry| self.is_unflushed(p, entry)) {
+            self.unflushed_are_lost(Some(p), v, "peer-disk-failed-unflushed");
         }
     }
 
-    /// The peer is back: did its disk's cache live on?
-    pub(crate) fn compare_caches(&mut self, p: usize, theirs: &Hello) {
-        for hello in &theirs.volumes {
-            let Some(v) = self.volume_index(hello.volume) else {
-                continue;
-            };
-            let device = &mut self.peers[p].devices[v];
-            let another = device.cache.replace(hello.cache) != Some(hello.cache);
-            if another && core::mem::take(&mut device.unflushed) {
-                device.cache_lost = true;
-                if self.volumes[v].disk != DiskState::UpToDate {
-                    self.unflushed_are_lost(p, v, "peer-lost-unflushed-writes");
-                }
+    /// The peer's disk as it is now: did its cache live on?
+    pub(crate) fn compare_caches(&mut self, p: usize, v: usize, theirs: &VolumeHello) {
+        let device = &mut self.peers[p].devices[v];
+        let another = device.cache.replace(theirs.cache) != Some(theirs.cache);
+        if another && device.unflushed.take().is_some() {
+            device.cache_lost = true;
+            if self.volumes[v].disk != DiskState::UpToDate {
+                self.unflushed_are_lost(Some(p), v, "peer-lost-unflushed-writes");
             }
         }
     }
 
-    /// This Primary's disk is lost: what a peer had lost already is nowhere now.
+    /// This Primary's good disk is lost: what a peer had lost already is nowhere now.
     pub(crate) fn disk_gone_with_unflushed(&mut self, v: usize) {
         for p in 0..self.peers.len() {
             if self.peers[p].devices[v].cache_lost {
-                self.unflushed_are_lost(p, v, "disk-lost-before-its-peer-had-everything");
+                self.unflushed_are_lost(Some(p), v, "disk-lost-before-its-peer-had-everything");
             }
         }
     }
 
-    /// A client knows that writes before its flush are not durable.
-    pub(crate) fn unflushed_are_told(&mut self, v: usize) {
+    /// A Primary's good disk failed. Without a peer that has the same, what it holds when it is attached again is not what was written.
+    pub(crate) fn disk_failed_with_unflushed(&mut self, v: usize) {
+        let flush = &self.volumes[v].flush;
+        let durable = flush.covers_all && !flush.running;
+        let served = (0..self.peers.len()).any(|p| self.serves(p, v));
+        if self.role == Role::Primary && !durable && !served {
+            self.unflushed_are_lost(None, v, "disk-failed-unflushed");
+        }
+    }
+
+    /// A flush that began in the event `began` failed: its client knows that writes before it are not durable.
+    pub(crate) fn unflushed_are_told(&mut self, v: usize, began: u64) {
         for peer in &mut self.peers {
-            peer.devices[v].unflushed = false;
+            peer.devices[v].unflushed.take_if(|lost| *lost < began);
         }
     }
 
     /// Whoever flushes now or next learns that writes may be gone.
-    fn unflushed_are_lost(&mut self, p: usize, v: usize, rule: &'static str) {
-        self.peers[p].devices[v].unflushed = false;
-        self.peers[p].devices[v].cache_lost = false;
+    fn unflushed_are_lost(&mut self, p: Option<usize>, v: usize, rule: &'static str) {
+        if let Some(p) = p {
+            self.peers[p].devices[v].unflushed = None;
+            self.peers[p].devices[v].cache_lost = false;
+        }
         self.volumes[v].unflushed_lost = true;
         for (_, request) in self.requests.iter_mut() {
             let flushes = matches!(request.kind, Kind::Flush) && request.stage == Stage::Running;
             request.in_vain |= request.volume == v && flushes;
         }
         let text = String::from(
-            "completed writes that no flush had made durable were only in the cache of the peer's disk and may be gone; \
-             the next flush fails, so that the client learns of it",
+            "completed writes that no flush had made durable may be gone; flushes under way and the next one fail, so that the clients \
+             learn of it",
         );
-        self.decision(Some(p), Some(v), rule, text);
+        self.decision(p, Some(v), rule, text);
     }
 }

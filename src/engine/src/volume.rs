@@ -230,7 +230,7 @@ pub(crate) struct Volume {
     pub exposed: Generation,
     /// This node is Primary and there are no good data within reach.
     pub lacks_good_data: bool,
-    /// Completed writes may be gone that no flush had made durable: a client's flush fails once.
+    /// Completed writes may be gone that no flush had made durable: flushes under way and the next one fail.
     pub unflushed_lost: bool,
     /// Tells one life of the disk's volatile cache from the next, see [`crate::wire::VolumeHello::cache`].
     pub cache: u64,

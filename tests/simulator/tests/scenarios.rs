@@ -1407,6 +1407,58 @@ fn a_flush_fails_where_the_own_disk_goes_before_a_restarted_peer_was_brought_up_
 }
 
 #[test]
+fn a_peer_that_comes_back_without_its_disk_first_hides_no_power_loss() {
+    for served_itself in [false, true] {
+        over_seeds(Protocol::C, 10, |mut world| {
+            let detach = |force| Command::Detach {
+                volume: volume_number(0),
+                force,
+            };
+            if !served_itself {
+                world.command(0, detach(false)).unwrap();
+            }
+            world.write_now(0, block(5));
+            world.power_loss(1);
+            world.wait_disconnected(0);
+            world.world.boot(1);
+            world.connect(1, false).unwrap();
+            world.until("they are connected", |world| {
+                world.nodes[0].connected(1) && world.nodes[1].connected(0)
+            });
+            world.settle();
+            if served_itself {
+                world.command(0, detach(true)).unwrap();
+            }
+            world.attach(1);
+            until_served(&mut world);
+            let flush = world.flush(0);
+            assert_eq!(world.answer(flush), Err(ClientError::Io));
+            let later = world.flush(0);
+            world.completed(later);
+        });
+    }
+}
+
+#[test]
+fn a_flush_fails_where_the_only_good_disk_failed_and_was_attached_again() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.disconnect(1).unwrap();
+        world.wait_disconnected(0);
+        world.write_now(0, block(5));
+        world.break_disk(0);
+        let failed = world.write(0, block(6));
+        assert_eq!(world.answer(failed), Err(ClientError::Io));
+        world.until_disk_is_given_up(0);
+        world.repair_disk(0);
+        world.attach(0);
+        let flush = world.flush(0);
+        assert_eq!(world.answer(flush), Err(ClientError::Io));
+        let later = world.flush(0);
+        world.completed(later);
+    });
+}
+
+#[test]
 fn a_disk_that_lost_a_promised_write_is_not_up_to_date_when_it_comes_back() {
     over_seeds(Protocol::B, 10, |mut world| {
         world.stall_disk(1, SECOND);

@@ -33,6 +33,7 @@ impl<P: Payload> Engine<P> {
         let Some(p) = self.peers.iter().position(|peer| {
             peer.connection == ConnectionState::Connected
                 && peer.devices[v].disk == DiskState::UpToDate
+                && (id.is_some() || peer.devices[v].invalidation_wanted_there)
         }) else {
             return Err(Refusal::NeedConnection);
         };
@@ -42,14 +43,16 @@ impl<P: Payload> Engine<P> {
         let device = &mut self.peers[p].devices[v];
         match device.invalidation {
             Some(Invalidation::Granted(event)) if event > since => device.invalidation = None,
-            Some(Invalidation::Refused) => {
+            Some(Invalidation::Refused(event)) if event > since => {
                 device.invalidation = None;
                 return Err(Refusal::PeerRefused);
             }
-            Some(Invalidation::Asked) => return Err(Refusal::InTransientState),
-            // A word that was given to an earlier command is old by now. The peer may have died a moment ago, and what it had not made
+            Some(Invalidation::Asked | Invalidation::Void) => {
+                return Err(Refusal::InTransientState);
+            }
+            // What was said to an earlier command is old by now. The peer may have died a moment ago, and what it had not made
             // durable would be here alone: only one that is alive takes over.
-            None | Some(Invalidation::Granted(_)) => {
+            None | Some(Invalidation::Granted(_) | Invalidation::Refused(_)) => {
                 device.invalidation = Some(Invalidation::Asked);
                 self.send(p, Message::InvalidateQuestion { volume: number });
                 self.ask_whether_alive(p);
@@ -131,9 +134,10 @@ impl<P: Payload> Engine<P> {
         let Some(v) = self.volume_index(number) else {
             return;
         };
+        self.peers[p].devices[v].invalidation_wanted_there = true;
         let result = self.invalidate(None, number, since);
         let asked = self.peers[p].devices[v].invalidation == Some(Invalidation::Asked);
-        self.peers[p].devices[v].invalidation_wanted_there = asked;
+        self.peers[p].devices[v].invalidation_wanted_there = result.is_err() && asked;
         if result.is_err() && !asked {
             self.decision(
                 Some(p),
@@ -155,7 +159,7 @@ impl<P: Payload> Engine<P> {
         let first = match device.invalidation {
             Some(Invalidation::Granted(_)) => true,
             Some(Invalidation::Asked) => self.node_id < self.peers[p].config.node_id,
-            Some(Invalidation::Refused) | None => false,
+            Some(Invalidation::Void | Invalidation::Refused(_)) | None => false,
         };
         first && (ordered || device.invalidation_wanted_there)
     }
@@ -172,6 +176,13 @@ impl<P: Payload> Engine<P> {
             && device.replication == ReplicationState::Established
             && self.volumes[v].detaching.is_none()
             && !self.invalidates_first(p, v);
+        if granted {
+            let device = &mut self.peers[p].devices[v];
+            device.invalidation = device
+                .invalidation
+                .filter(|state| matches!(state, Invalidation::Asked | Invalidation::Void))
+                .map(|_| Invalidation::Void);
+        }
         self.send(
             p,
             Message::InvalidateAnswer {
@@ -191,12 +202,10 @@ impl<P: Payload> Engine<P> {
         let v = self.volume_index(number).ok_or("an unknown volume")?;
         let event = self.events;
         let device = &mut self.peers[p].devices[v];
-        if device.invalidation != Some(Invalidation::Asked) {
-            return Err("an answer to a question that was never asked");
-        }
-        device.invalidation = Some(match granted {
-            true => Invalidation::Granted(event),
-            false => Invalidation::Refused,
+        device.invalidation = Some(match device.invalidation {
+            Some(Invalidation::Asked) if granted => Invalidation::Granted(event),
+            Some(Invalidation::Asked | Invalidation::Void) => Invalidation::Refused(event),
+            _ => return Err("an answer to a question that was never asked"),
         });
         if core::mem::take(&mut device.invalidation_wanted_there) {
             self.invalidate_for_peer(p, number, event - 1);

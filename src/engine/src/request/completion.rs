@@ -118,8 +118,8 @@ impl<P: Payload> Engine<P> {
             let result = self.result(request);
             let id = request.id;
             self.requests[key].completed = true;
-            if result.is_err() && self.requests[key].tells {
-                self.unflushed_are_told(v);
+            if result.is_err() && matches!(self.requests[key].kind, Kind::Flush) {
+                self.unflushed_are_told(v, self.requests[key].began);
             }
             for index in 0..self.requests[key].sent.len() {
                 let SentTo {

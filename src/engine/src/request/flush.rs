@@ -67,7 +67,7 @@ impl<P: Payload> Engine<P> {
         self.requests[key].stage = Stage::Running;
         self.volumes[v].flush.rhythm.flushed();
         self.requests[key].in_vain |= core::mem::take(&mut self.volumes[v].unflushed_lost);
-        self.requests[key].tells = self.peers.iter().any(|peer| peer.devices[v].unflushed);
+        self.requests[key].began = self.events;
         if self.requests[key].in_vain {
             self.requests[key].local = Local::Missing;
             return self.update_request(key);

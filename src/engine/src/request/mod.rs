@@ -100,8 +100,8 @@ pub(crate) struct Request<P> {
     pub without_data: bool,
     /// A flush whose client must learn that writes before it may be gone.
     pub in_vain: bool,
-    /// A flush that began when the only peer that had them was gone: if it fails, its client has learned.
-    pub tells: bool,
+    /// The event in which a flush began.
+    pub began: u64,
 }
 
 impl<P> Request<P> {
@@ -196,7 +196,7 @@ impl<P: Payload> Engine<P> {
             completed: false,
             without_data: false,
             in_vain: false,
-            tells: false,
+            began: 0,
         });
         if is_read {
             self.start_read(key);
@@ -259,7 +259,7 @@ impl<P: Payload> Engine<P> {
             progress = true;
             let in_vain = self.volumes[v].unflushed_lost;
             for key in core::mem::take(&mut self.volumes[v].held_for_data) {
-                self.requests[key].in_vain = in_vain;
+                self.requests[key].in_vain |= in_vain;
                 match self.requests[key].kind {
                     Kind::Read => self.start_read(key),
                     _ => self.start_flush(key),

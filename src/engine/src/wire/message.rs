@@ -77,7 +77,7 @@ pub struct VolumeHello {
     /// Bits set toward the receiver.
     pub bits: u64,
     /// Tells one life of the disk's volatile cache from the next: another number after the sender's machine was started anew, and after
-    /// the disk failed.
+    /// the disk failed under the process that runs.
     pub cache: u64,
 }
 
