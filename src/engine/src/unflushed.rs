@@ -75,7 +75,11 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn disk_failed_with_unflushed(&mut self, v: usize) {
         let flush = &self.volumes[v].flush;
         let durable = flush.covers_all && !flush.running;
-        let served = (0..self.peers.len()).any(|p| self.serves(p, v));
+        let served = (0..self.peers.len()).any(|p| {
+            // One whose resync is just over becomes good without the connection.
+            let source = self.peers[p].devices[v].source.as_ref();
+            self.serves(p, v) || source.is_some_and(|source| source.finishing)
+        });
         if self.role == Role::Primary && !durable && !served {
             self.unflushed_are_lost(None, v, "disk-failed-unflushed");
         }

@@ -187,6 +187,57 @@ fn invalidate_makes_the_node_target_of_a_full_sync() {
 }
 
 #[test]
+fn a_word_that_was_given_voids_the_question_of_a_command_that_is_over() {
+    let invalidate = || Command::Invalidate { volume: VOLUME };
+    let mut pair = Pair::synced(&plain);
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    pair.hold_back = Some(|message| matches!(message, Message::InvalidateQuestion { .. }));
+    let refused = Err(Refusal::InTransientState);
+    assert_eq!(
+        pair.command(0, invalidate()),
+        refused,
+        "the question is lost"
+    );
+    pair.hold_back = Some(|message| matches!(message, Message::InvalidateAnswer { .. }));
+    let commands = [
+        (1, pair.give(1, invalidate())),
+        (0, pair.give(0, invalidate())),
+    ];
+    pair.release();
+    assert!(
+        (0..2).any(|node| pair.disk(node) == DiskState::UpToDate),
+        "both gave their data up"
+    );
+    for (node, command) in commands {
+        while !pair.nodes[node].commands.contains_key(&command) {
+            pair.pass_time();
+        }
+    }
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_refusal_counts_for_the_command_that_asked() {
+    let mut pair = Pair::synced(&plain);
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    pair.hold_back = Some(|message| matches!(message, Message::InvalidateAnswer { .. }));
+    let first = pair.give(1, Command::Invalidate { volume: VOLUME });
+    let second = pair.give(0, Command::Invalidate { volume: VOLUME });
+    while !pair.nodes[1].commands.contains_key(&first)
+        || !pair.nodes[0].commands.contains_key(&second)
+    {
+        pair.pass_time();
+    }
+    // What either said comes when nobody waits for it any more.
+    pair.release();
+    for node in [1, 0] {
+        let ended = pair.command(node, Command::Invalidate { volume: VOLUME });
+        assert_eq!(ended, Ok(()), "node {node}");
+        pair.assert_equal_and_in_sync();
+    }
+}
+
+#[test]
 fn the_initial_sync_can_be_skipped() {
     let mut pair = Pair::new(&plain);
     pair.up(0);
