@@ -380,7 +380,7 @@ impl<P: Payload> Engine<P> {
             volume: Some(number),
         });
         if was == DiskState::UpToDate {
-            self.disk_failed_with_unflushed(v);
+            self.disk_fails_with_unflushed(v);
         }
         self.disk_gone(v, was, rule);
     }

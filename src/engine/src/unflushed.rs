@@ -71,16 +71,16 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    /// A Primary's good disk failed. Without a peer that has the same, what it holds when it is attached again is not what was written.
-    pub(crate) fn disk_failed_with_unflushed(&mut self, v: usize) {
+    /// A Primary's good disk fails: what it holds if it is attached again is not what was written.
+    pub(crate) fn disk_fails_with_unflushed(&mut self, v: usize) {
         let flush = &self.volumes[v].flush;
         let durable = flush.covers_all && !flush.running;
-        let served = (0..self.peers.len()).any(|p| {
-            // One whose resync is just over becomes good without the connection.
-            let source = self.peers[p].devices[v].source.as_ref();
-            self.serves(p, v) || source.is_some_and(|source| source.finishing)
-        });
-        if self.role == Role::Primary && !durable && !served {
+        self.volumes[v].failed_unflushed = self.role == Role::Primary && !durable;
+    }
+
+    /// A disk that this Primary attached again is good by its own word: no peer's data take the place of what it had lost.
+    pub(crate) fn failed_disk_is_back(&mut self, v: usize) {
+        if core::mem::take(&mut self.volumes[v].failed_unflushed) {
             self.unflushed_are_lost(None, v, "disk-failed-unflushed");
         }
     }

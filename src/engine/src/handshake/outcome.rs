@@ -101,6 +101,7 @@ impl<P: Payload> Engine<P> {
             Outcome::Source(extent) => {
                 if let Some(claimed) = self.volumes[v].attached_anew.take() {
                     self.set_disk(v, claimed, rule);
+                    self.failed_disk_is_back(v);
                 }
                 if !theirs.attached_anew {
                     self.newest_within_reach(v);
@@ -119,6 +120,7 @@ impl<P: Payload> Engine<P> {
                 }
             }
             Outcome::Target(extent) => {
+                self.volumes[v].failed_unflushed = false;
                 self.set_replication(p, v, ReplicationState::WFBitMapT, rule);
                 if !mine.current.same(theirs.current) && self.volumes[v].disk > DiskState::Outdated
                 {
@@ -140,6 +142,7 @@ impl<P: Payload> Engine<P> {
         let node = self.peers[p].config.node_id;
         if let Some(claimed) = self.volumes[v].attached_anew.take() {
             self.set_disk(v, claimed, "in-sync-with-peer");
+            self.failed_disk_is_back(v);
         }
         if equal {
             let anew = self.peers[p].devices[v]
@@ -306,6 +309,7 @@ impl<P: Payload> Engine<P> {
             self.set_disk(v, claimed, "metadata");
         } else if current.is_some_and(|current| current.same(self.volumes[v].exposed)) {
             self.set_disk(v, claimed, "clients-saw-these-data");
+            self.failed_disk_is_back(v);
         } else {
             self.fail_disk(v, "clients-saw-newer-data");
         }
