@@ -324,7 +324,7 @@ impl<P: Payload> Engine<P> {
                 volume.generation_due = false;
                 volume.unconfirmed &= to != Role::Primary;
                 volume.unflushed_lost = false;
-                volume.failed_unflushed = false;
+                volume.failed_unflushed = None;
             }
             for peer in &mut self.peers {
                 peer.fence.freezes = false;

@@ -75,12 +75,13 @@ impl<P: Payload> Engine<P> {
     pub(crate) fn disk_fails_with_unflushed(&mut self, v: usize) {
         let flush = &self.volumes[v].flush;
         let durable = flush.covers_all && !flush.running;
-        self.volumes[v].failed_unflushed = self.role == Role::Primary && !durable;
+        self.volumes[v].failed_unflushed =
+            Some(self.events).filter(|_| self.role == Role::Primary && !durable);
     }
 
     /// A disk that this Primary attached again is good by its own word: no peer's data take the place of what it had lost.
     pub(crate) fn failed_disk_is_back(&mut self, v: usize) {
-        if core::mem::take(&mut self.volumes[v].failed_unflushed) {
+        if self.volumes[v].failed_unflushed.take().is_some() {
             self.unflushed_are_lost(None, v, "disk-failed-unflushed");
         }
     }
@@ -90,6 +91,8 @@ impl<P: Payload> Engine<P> {
         for peer in &mut self.peers {
             peer.devices[v].unflushed.take_if(|lost| *lost < began);
         }
+        let failed = &mut self.volumes[v].failed_unflushed;
+        failed.take_if(|failed| *failed < began);
     }
 
     /// Whoever flushes now or next learns that writes may be gone.

@@ -232,8 +232,8 @@ pub(crate) struct Volume {
     pub lacks_good_data: bool,
     /// Completed writes may be gone that no flush had made durable: flushes under way and the next one fail.
     pub unflushed_lost: bool,
-    /// The disk failed with completed writes that no flush had made durable.
-    pub failed_unflushed: bool,
+    /// The event in which the disk failed, if it did with completed writes that no flush had made durable.
+    pub failed_unflushed: Option<u64>,
     /// Tells one life of the disk's volatile cache from the next, see [`crate::wire::VolumeHello::cache`].
     pub cache: u64,
     /// A resize under way, for the administrator or for a peer.
@@ -267,7 +267,7 @@ impl Volume {
             exposed: Generation::NONE,
             lacks_good_data: false,
             unflushed_lost: false,
-            failed_unflushed: false,
+            failed_unflushed: None,
             cache: boot,
             resize: None,
         }

@@ -73,6 +73,8 @@ pub struct NodeVolume {
     pub attach_refused: bool,
     /// The shell brings the metadata into order for an attach.
     pub attaching: Option<Attaching>,
+    /// When the engine gave up a good disk because of an error last.
+    pub failed_at: u64,
     /// Holds every completed write, as far as the cluster manager can know.
     pub current: bool,
 }

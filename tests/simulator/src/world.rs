@@ -472,6 +472,7 @@ impl World {
             disk_branch: None,
             loss: Loss::Nothing,
             killed_as_primary: false,
+            failed_at: 0,
             attached: false,
             attach_refused: false,
             attaching: None,

@@ -120,7 +120,7 @@ impl<P: Payload> Engine<P> {
                 }
             }
             Outcome::Target(extent) => {
-                self.volumes[v].failed_unflushed = false;
+                self.volumes[v].failed_unflushed = None;
                 self.set_replication(p, v, ReplicationState::WFBitMapT, rule);
                 if !mine.current.same(theirs.current) && self.volumes[v].disk > DiskState::Outdated
                 {

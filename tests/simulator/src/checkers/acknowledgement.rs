@@ -396,16 +396,15 @@ impl World {
                                     .is_some_and(|&since| since < request.at))
                         && !ill(peer)
                 });
-                // What a peer that lost its power had completed alone may be gone.
+                // What a peer that lost its power had completed alone may be gone, and what this node's disk had before it failed.
                 let since = self.nodes[node].primary_since;
                 let branch = &self.branches[request.branch];
+                let peers = (0..self.settings.nodes).filter(|&peer| peer != node);
                 let lost = matches!(request.kind, RequestKind::Flush)
-                    && (0..self.settings.nodes)
-                        .filter(|&peer| peer != node)
-                        .any(|peer| {
-                            let at = self.nodes[peer].power_lost_at;
-                            at > since && branch.may_tell(at, request.began)
-                        });
+                    && peers
+                        .map(|peer| self.nodes[peer].power_lost_at)
+                        .chain([self.nodes[node].volumes[volume].failed_at])
+                        .any(|at| at > since && branch.may_tell(at, request.began));
                 view.role != Role::Primary
                     || self.is_being_demoted(node)
                     || lost
