@@ -466,7 +466,7 @@ impl World {
                 let crashed = self.nodes[peer].volumes[volume].loss >= crate::node::Loss::Power;
                 if command.peers_live && crashed {
                     let branch = self.nodes[peer].volumes[volume].branch;
-                    self.branches[branch].lose_unflushed(self.nodes[peer].power_lost_at);
+                    self.branches[branch].lose_unflushed();
                 }
             }
         }

@@ -58,8 +58,8 @@ pub struct Lost {
     pub sector: Sector,
     /// Of which write.
     pub write: WriteNumber,
-    /// When the power went.
-    pub at: Moment,
+    /// When it was completed.
+    pub ended: Moment,
 }
 
 /// What a value is measured by.
@@ -88,6 +88,8 @@ pub struct Branch {
     lost_told: Moment,
     /// When that flush was answered.
     lost_told_at: Moment,
+    /// When such a flush began last: its client knows of every write before.
+    told_until: Moment,
     /// Certain writes since the fork.
     pub own_writes: u64,
 }
@@ -126,6 +128,7 @@ impl Branch {
             lost: Vec::new(),
             lost_told: 0,
             lost_told_at: 0,
+            told_until: 0,
             own_writes: 0,
         }
     }
@@ -233,13 +236,18 @@ impl Branch {
     }
 
     /// The only good copy lost power: what no flush had made durable may be gone, whatever the clients were told.
-    pub fn lose_unflushed(&mut self, at: Moment) {
+    pub fn lose_unflushed(&mut self) {
         for (&sector, entries) in &mut self.entries {
             for entry in entries.iter_mut().filter(|entry| !entry.durable) {
                 if entry.certain
                     && let Some(write) = entry.write
                 {
-                    self.lost.push(Lost { sector, write, at });
+                    let ended = entry.ended.unwrap_or(Moment::MAX);
+                    self.lost.push(Lost {
+                        sector,
+                        write,
+                        ended,
+                    });
                 }
                 entry.certain = false;
             }
@@ -253,12 +261,13 @@ impl Branch {
         since: Moment,
     ) -> impl Iterator<Item = &Lost> {
         self.lost.iter().filter(move |lost| {
-            lost.at >= self.lost_told && writes[lost.write as usize].began > since
+            lost.ended >= self.told_until && writes[lost.write as usize].began > since
         })
     }
 
-    /// A flush failed: clients know of everything that was lost before `found`.
-    pub fn tell_lost(&mut self, found: Moment, now: Moment) {
+    /// A flush that began at `began` failed: its client knows of every write before, and of what was lost before `found`.
+    pub fn tell_lost(&mut self, found: Moment, began: Moment, now: Moment) {
+        self.told_until = self.told_until.max(began);
         self.lost_told = found;
         self.lost_told_at = now;
     }

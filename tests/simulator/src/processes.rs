@@ -188,7 +188,7 @@ impl World {
             });
             if self.nodes[node].volumes[volume].current && !held_elsewhere {
                 let branch = self.nodes[node].volumes[volume].branch;
-                self.branches[branch].lose_unflushed(self.nodes[node].power_lost_at);
+                self.branches[branch].lose_unflushed();
             }
         }
     }

@@ -50,7 +50,7 @@ impl World {
                 let flushes = matches!(request.kind, RequestKind::Flush);
                 let found = self.nodes[request.node].disconnected_at;
                 if flushes && request.began > found {
-                    self.branches[request.branch].tell_lost(found, now);
+                    self.branches[request.branch].tell_lost(found, request.began, now);
                 }
             }
             (RequestKind::Read(range), Ok(data)) => {

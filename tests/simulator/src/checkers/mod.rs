@@ -247,10 +247,7 @@ impl World {
         }
         if !holders.is_empty() && holders.iter().all(harmed) {
             let branch = self.nodes[node].volumes[volume].branch;
-            let at = holders
-                .iter()
-                .map(|&holder| self.nodes[holder].power_lost_at);
-            self.branches[branch].lose_unflushed(at.max().unwrap_or(0));
+            self.branches[branch].lose_unflushed();
         }
     }
 
@@ -311,8 +308,7 @@ impl World {
                             let behind = holder.loss >= Loss::Power;
                             // Its own disk failed before the peer, which had lost its power, got from it what it lacks: two failures.
                             if behind && self.checks.fallen_back.insert((node, volume)) {
-                                let at = self.nodes[peer].power_lost_at;
-                                self.branches[theirs].lose_unflushed(at);
+                                self.branches[theirs].lose_unflushed();
                             }
                             if theirs != state.branch {
                                 self.go_over(node, peer, volume, theirs);
