@@ -156,6 +156,13 @@ impl Scenario {
         self.check();
     }
 
+    /// Waits until both nodes know of their connection.
+    pub fn until_connected(&mut self) {
+        self.until("they are connected", |world| {
+            world.nodes[0].connected(1) && world.nodes[1].connected(0)
+        });
+    }
+
     /// Waits until both nodes are UpToDate, connected, and nothing is out of sync.
     pub fn wait_in_sync(&mut self) {
         self.until("both nodes are in sync", |world| {
@@ -264,14 +271,24 @@ impl Scenario {
         self.completed(request).expect("a read brings data").0[0]
     }
 
+    /// Flushes and waits.
+    pub fn flush_now(&mut self, node: NodeIndex) {
+        let request = self.flush(node);
+        self.completed(request);
+    }
+
     // ---- administrator ------------------------------------------------------------------------------------------------------
 
-    /// Gives a command and waits for its end.
+    /// Gives a command and does not wait for its end.
+    pub fn give(&mut self, node: NodeIndex, command: Command) -> u64 {
+        self.world.command(node, command, Purpose::Scenario)
+    }
+
+    /// Waits for the end of a command.
     ///
     /// # Errors
     /// The refusal.
-    pub fn command(&mut self, node: NodeIndex, command: Command) -> Result<(), Refusal> {
-        let id = self.world.command(node, command, Purpose::Scenario);
+    pub fn ended(&mut self, id: u64) -> Result<(), Refusal> {
         self.until(&format!("command {id} is answered"), |world| {
             world
                 .command_answers
@@ -283,6 +300,15 @@ impl Scenario {
             .as_mut()
             .and_then(|answers| answers.remove(&id))
             .expect("it was just there")
+    }
+
+    /// Gives a command and waits for its end.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn command(&mut self, node: NodeIndex, command: Command) -> Result<(), Refusal> {
+        let id = self.give(node, command);
+        self.ended(id)
     }
 
     /// Promotes a node and lets clients open the device.
@@ -355,9 +381,14 @@ impl Scenario {
         )
     }
 
+    /// Attaches a volume of a node and does not wait.
+    pub fn begin_attach(&mut self, node: NodeIndex, volume: usize) {
+        self.world.attach(node, volume, Purpose::Scenario);
+    }
+
     /// Attaches volume 0 of a node and waits.
     pub fn attach(&mut self, node: NodeIndex) {
-        self.world.attach(node, 0, Purpose::Scenario);
+        self.begin_attach(node, 0);
         self.until("the disk is attached", |world| {
             world.nodes[node].volumes[0].attached
                 && !world.commands.values().any(|command| command.node == node)

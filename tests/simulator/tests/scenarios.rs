@@ -12,7 +12,7 @@ use qrbd_simulator::disk::View;
 use qrbd_simulator::queue::{MILLISECOND, SECOND};
 use qrbd_simulator::scenario::{Request, Scenario, block, extent};
 use qrbd_simulator::settings::{Beginning, Settings};
-use qrbd_simulator::world::{World, node_id, volume_number};
+use qrbd_simulator::world::{node_id, volume_number};
 
 const EVERY_PROTOCOL: [Protocol; 3] = [Protocol::A, Protocol::B, Protocol::C];
 
@@ -78,8 +78,7 @@ fn w3_protocol_c_waits_for_both_disks() {
 fn w4_flush_is_answered_when_both_disks_are_durable_protocol_c() {
     let mut world = Scenario::serving(Protocol::C);
     let write = world.write_now(0, block(5));
-    let flush = world.flush(0);
-    world.completed(flush);
+    world.flush_now(0);
     for node in [0, 1] {
         assert!(
             world.holds(node, block(5), write.write, View::Durable),
@@ -112,8 +111,7 @@ fn w4_flush_is_durable_here_under_a_and_b() {
     for protocol in [Protocol::A, Protocol::B] {
         let mut world = Scenario::serving(protocol);
         let write = world.write_now(0, block(5));
-        let flush = world.flush(0);
-        world.completed(flush);
+        world.flush_now(0);
         assert!(world.holds(0, block(5), write.write, View::Durable));
     }
 }
@@ -125,8 +123,7 @@ fn w4_flush_alone_makes_the_misses_of_the_peer_durable() {
         world.power_loss(1);
         world.wait_disconnected(0);
         let write = world.write_now(0, block(5));
-        let flush = world.flush(0);
-        world.completed(flush);
+        world.flush_now(0);
         world.power_loss(0);
         world.restart(0);
         assert!(world.holds(0, block(5), write.write, View::Durable));
@@ -344,11 +341,7 @@ fn c2_metadata_that_move_open_after_a_power_loss_at_any_instant() {
         for turn in 0..6 {
             world.write(0, extent(turn));
         }
-        world.world.command(
-            0,
-            resize(),
-            qrbd_simulator::administrator::Purpose::Scenario,
-        );
+        world.give(0, resize());
         // The checkers load the metadata that the crash left.
         world.run(seed * 400);
         world.power_loss(0);
@@ -378,13 +371,8 @@ fn c2_metadata_that_move_are_found_though_the_disk_grows_again() {
             assert!(world.world.grow_disk(node, 0));
         }
         let write = world.write_now(0, block(5));
-        let flush = world.flush(0);
-        world.completed(flush);
-        world.world.command(
-            0,
-            resize(),
-            qrbd_simulator::administrator::Purpose::Scenario,
-        );
+        world.flush_now(0);
+        world.give(0, resize());
         world.run(seed * 80);
         for (node, count) in on_the_way.iter_mut().enumerate() {
             assert!(world.world.grow_disk(node, 0));
@@ -467,8 +455,7 @@ fn c3_an_acked_write_survives_the_secondarys_power_loss() {
 fn c3_a_flushed_write_survives_the_power_loss_of_both() {
     over_seeds(Protocol::C, 20, |mut world| {
         let write = world.write_now(0, block(5));
-        let flush = world.flush(0);
-        world.completed(flush);
+        world.flush_now(0);
         world.write(0, block(6));
         world.run(300);
         world.power_loss(0);
@@ -876,9 +863,7 @@ fn a_diskless_primary_does_not_read_the_disk_it_attaches_before_it_is_current() 
     over_seeds(Protocol::C, 10, |mut world| {
         world.detach(0).unwrap();
         let write = world.write_now(0, block(5));
-        world
-            .world
-            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.begin_attach(0, 0);
         for _ in 0..40 {
             assert_eq!(
                 world.read_now(0, block(5)),
@@ -898,12 +883,8 @@ fn a_disk_that_meets_a_diskless_primary_with_newer_data_is_never_taken_for_good(
         world.break_disk(0);
         let lost = world.write(0, block(6));
         let _ = world.answer(lost);
-        world.until("the Primary has no disk", |world| {
-            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-        });
-        world
-            .world
-            .attach(1, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.until_disk_is_given_up(0);
+        world.begin_attach(1, 0);
         for number in 0..200 {
             assert_ne!(
                 world.view(0).peer_disk(1, 0),
@@ -955,19 +936,11 @@ fn orders_at_once(
     apart: u64,
     orders: [Command; 2],
 ) -> [Result<(), Refusal>; 2] {
-    let purpose = || qrbd_simulator::administrator::Purpose::Scenario;
     let [first, second] = orders;
-    let first = world.world.command(0, first, purpose());
+    let first = world.give(0, first);
     world.run(apart);
-    let second = world.world.command(1, second, purpose());
-    let answers = |world: &World| {
-        let answers = world.command_answers.as_ref().unwrap();
-        [answers.get(&first).copied(), answers.get(&second).copied()]
-    };
-    world.until("both commands are answered", |world| {
-        answers(world).iter().all(Option::is_some)
-    });
-    answers(&world.world).map(Option::unwrap)
+    let second = world.give(1, second);
+    [first, second].map(|command| world.ended(command))
 }
 
 #[test]
@@ -1076,17 +1049,14 @@ fn a_primary_gets_the_disk_back_that_its_clients_saw_also_when_its_peer_attaches
         world.break_disk(0);
         let lost = world.write(0, block(6));
         let _ = world.answer(lost);
-        world.until("the Primary has no disk", |world| {
-            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-        });
+        world.until_disk_is_given_up(0);
         world.repair_disk(0);
-        let purpose = qrbd_simulator::administrator::Purpose::Scenario;
         let seed = world.world.settings.seed;
         // The peer's question meets a Primary that has its disk back already.
         world.world.links[0].delay = (5 * MILLISECOND, 6 * MILLISECOND);
-        world.world.attach(1, 0, purpose);
+        world.begin_attach(1, 0);
         world.run(200 * seed);
-        world.world.attach(0, 0, purpose);
+        world.begin_attach(0, 0);
         world.wait_in_sync();
         assert_eq!(world.view(0).role, Role::Primary);
         assert_eq!(
@@ -1106,9 +1076,7 @@ fn clients_of_a_diskless_primary_never_see_an_older_disk_that_it_attaches() {
         let write = world.write_now(0, block(5));
         world.break_disk(0);
         let read = world.read(0, block(4));
-        world.until("the Primary has no disk", |world| {
-            world.nodes[0].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-        });
+        world.until_disk_is_given_up(0);
         world.power_loss(1);
         world.heal();
         world.wait_disconnected(0);
@@ -1120,9 +1088,7 @@ fn clients_of_a_diskless_primary_never_see_an_older_disk_that_it_attaches() {
         assert_eq!(world.disk(1), DiskState::Outdated);
         // A disk of this volume, but from before: as if the one that broke had come back without its last writes.
         world.repair_disk(0);
-        world
-            .world
-            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.begin_attach(0, 0);
         world.run(2 * SECOND);
         let seen = world.read(0, block(5));
         if let Ok(Some(data)) = world.answer(seen) {
@@ -1137,9 +1103,7 @@ fn writes_go_on_through_the_peer_when_a_disk_breaks_again_while_a_primary_attach
         world.detach(0).unwrap();
         world.write_now(0, block(5));
         world.world.nodes[0].volumes[0].faults.metadata_errors = (u64::MAX, 1000);
-        world
-            .world
-            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.begin_attach(0, 0);
         world.run(500 * MILLISECOND);
         assert_eq!(world.disk(0), DiskState::Diskless);
         world.write_now(0, block(6));
@@ -1185,20 +1149,10 @@ fn reads_of_a_diskless_primary_wait_until_its_peers_disk_is_attached() {
         world.write_now(0, block(5));
         world.kill(1);
         world.world.boot(1);
-        let peer = node_id(0);
-        let discard_my_data = false;
-        let connect = Command::Connect {
-            peer,
-            discard_my_data,
-        };
-        world.command(1, connect).unwrap();
-        world.until("they are connected", |world| {
-            world.nodes[0].connected(1) && world.nodes[1].connected(0)
-        });
+        world.connect(1, false).unwrap();
+        world.until_connected();
         world.settle();
-        world
-            .world
-            .attach(1, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.begin_attach(1, 0);
         world.until("the disk is within reach", |world| {
             world.nodes[0].live_view().unwrap().peer_disk(1, 0) == DiskState::UpToDate
         });
@@ -1239,6 +1193,13 @@ fn until_served(world: &mut Scenario) {
     world.settle();
 }
 
+/// The client of node 0 learns by one flush that completed writes may be gone, and by no other.
+fn a_flush_fails_once(world: &mut Scenario) {
+    let flush = world.flush(0);
+    assert_eq!(world.answer(flush), Err(ClientError::Io));
+    world.flush_now(0);
+}
+
 #[test]
 fn a_flush_fails_once_where_the_only_disk_lost_power_with_completed_writes() {
     let mut lost = 0;
@@ -1248,14 +1209,10 @@ fn a_flush_fails_once_where_the_only_disk_lost_power_with_completed_writes() {
         let write = world.write_now(0, block(5));
         interrupt(&mut world, Interruption::Power);
         lost += u32::from(!world.holds(1, block(5), write.write, View::Cached));
-        let flush = world.flush(0);
-        assert_eq!(world.answer(flush), Err(ClientError::Io), "seed {seed}");
+        a_flush_fails_once(&mut world);
         assert!(world.saw_rule(0, "peer-lost-unflushed-writes"));
-        let later = world.flush(0);
-        world.completed(later);
         world.write_now(0, block(6));
-        let again = world.flush(0);
-        world.completed(again);
+        world.flush_now(0);
     }
     assert!(lost > 3, "the power loss took the write only {lost} times");
 }
@@ -1277,8 +1234,7 @@ fn every_flush_that_waits_for_a_restarted_peer_fails_if_it_lost_completed_writes
         for flush in flushes {
             assert_eq!(world.answer(flush), Err(ClientError::Io));
         }
-        let later = world.flush(0);
-        world.completed(later);
+        world.flush_now(0);
     });
 }
 
@@ -1294,10 +1250,7 @@ fn a_flush_fails_where_the_only_disk_failed_with_completed_writes_and_came_back(
         world.repair_disk(1);
         world.attach(1);
         until_served(&mut world);
-        let flush = world.flush(0);
-        assert_eq!(world.answer(flush), Err(ClientError::Io));
-        let later = world.flush(0);
-        world.completed(later);
+        a_flush_fails_once(&mut world);
     });
 }
 
@@ -1309,16 +1262,30 @@ fn a_flush_of_a_diskless_primary_succeeds_where_nothing_was_lost() {
             let write = world.write_now(0, block(5));
             interrupt(&mut world, interruption);
             assert!(world.holds(1, block(5), write.write, View::Durable));
-            let flush = world.flush(0);
-            world.completed(flush);
+            world.flush_now(0);
             // All that the power loss could take was flushed before.
             interrupt(&mut world, Interruption::Power);
             assert!(world.holds(1, block(5), write.write, View::Durable));
-            let flush = world.flush(0);
-            world.completed(flush);
+            world.flush_now(0);
             assert!(!world.saw_rule(0, "peer-lost-unflushed-writes"));
         });
     }
+}
+
+#[test]
+fn a_flush_that_failed_during_the_outage_has_told_already() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.detach(0).unwrap();
+        world.write_now(0, block(5));
+        world.power_loss(1);
+        world.wait_disconnected(0);
+        let flush = world.flush(0);
+        assert_eq!(world.answer(flush), Err(ClientError::Io));
+        world.restart(1);
+        until_served(&mut world);
+        world.flush_now(0);
+        assert!(!world.saw_rule(0, "peer-lost-unflushed-writes"));
+    });
 }
 
 #[test]
@@ -1333,8 +1300,7 @@ fn a_new_primary_term_knows_nothing_of_writes_that_were_lost_before() {
         world.until("they are connected", |world| world.nodes[0].connected(1));
         world.settle();
         world.promote(0).unwrap();
-        let flush = world.flush(0);
-        world.completed(flush);
+        world.flush_now(0);
     });
 }
 
@@ -1347,9 +1313,7 @@ fn the_target_of_a_resync_tells_its_clients_what_the_power_loss_of_its_source_to
         for number in 0..200 {
             world.write_now(0, block(number * 7));
         }
-        world
-            .world
-            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.begin_attach(0, 0);
         world.until("the resync runs", |world| {
             let view = world.nodes[0].live_view().unwrap();
             view.replication(1, 0) == ReplicationState::SyncTarget
@@ -1386,9 +1350,7 @@ fn a_flush_fails_where_the_own_disk_goes_before_a_restarted_peer_was_brought_up_
                 let view = world.nodes[0].live_view().unwrap();
                 view.replication(1, 0) == ReplicationState::WFBitMapS
             });
-            world
-                .world
-                .command(0, detach, qrbd_simulator::administrator::Purpose::Scenario);
+            world.give(0, detach);
         } else {
             world.command(0, detach).unwrap();
             world.restart(1);
@@ -1396,11 +1358,8 @@ fn a_flush_fails_where_the_own_disk_goes_before_a_restarted_peer_was_brought_up_
         world.run(2 * SECOND);
         let view = world.view(0);
         if view.volumes[0].disk == DiskState::Diskless && view.in_sync_with(1, 0) {
-            let flush = world.flush(0);
-            assert_eq!(world.answer(flush), Err(ClientError::Io), "seed {seed}");
+            a_flush_fails_once(&mut world);
             told += 1;
-            let later = world.flush(0);
-            world.completed(later);
         }
     }
     assert!(told > 3, "told only {told} times");
@@ -1422,19 +1381,14 @@ fn a_peer_that_comes_back_without_its_disk_first_hides_no_power_loss() {
             world.wait_disconnected(0);
             world.world.boot(1);
             world.connect(1, false).unwrap();
-            world.until("they are connected", |world| {
-                world.nodes[0].connected(1) && world.nodes[1].connected(0)
-            });
+            world.until_connected();
             world.settle();
             if served_itself {
                 world.command(0, detach(true)).unwrap();
             }
             world.attach(1);
             until_served(&mut world);
-            let flush = world.flush(0);
-            assert_eq!(world.answer(flush), Err(ClientError::Io));
-            let later = world.flush(0);
-            world.completed(later);
+            a_flush_fails_once(&mut world);
         });
     }
 }
@@ -1451,11 +1405,54 @@ fn a_flush_fails_where_the_only_good_disk_failed_and_was_attached_again() {
         world.until_disk_is_given_up(0);
         world.repair_disk(0);
         world.attach(0);
-        let flush = world.flush(0);
-        assert_eq!(world.answer(flush), Err(ClientError::Io));
-        let later = world.flush(0);
-        world.completed(later);
+        a_flush_fails_once(&mut world);
     });
+}
+
+#[test]
+fn a_disk_that_goes_when_its_peers_resync_is_just_over_is_not_good_when_it_comes_back_alone() {
+    let mut taken_over = 0;
+    for seed in 0..200 {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        world.disconnect(1).unwrap();
+        for number in 0..5 {
+            world.write_now(0, block(number));
+        }
+        world.connect(1, false).unwrap();
+        world.until("the resync runs", |world| {
+            let view = world.nodes[0].live_view().unwrap();
+            view.replication(1, 0) == ReplicationState::SyncSource
+        });
+        world.run(10 * seed);
+        let view = world.view(0);
+        if view.replication(1, 0) != ReplicationState::SyncSource {
+            continue;
+        }
+        world.give(
+            0,
+            Command::Detach {
+                volume: volume_number(0),
+                force: true,
+            },
+        );
+        world.run(SECOND);
+        if world.disk(1) != DiskState::UpToDate || !world.view(0).in_sync_with(1, 0) {
+            continue;
+        }
+        taken_over += 1;
+        let write = world.write_now(0, block(6));
+        world.flush_now(0);
+        world.power_loss(1);
+        world.power_loss(0);
+        world.world.boot(0);
+        world.attach(0);
+        assert_ne!(world.disk(0), DiskState::UpToDate, "seed {seed}");
+        world.restart(1);
+        world.connect(0, false).unwrap();
+        world.wait_in_sync();
+        assert!(world.holds(0, block(6), write.write, View::Cached));
+    }
+    assert!(taken_over > 3, "the peer took over only {taken_over} times");
 }
 
 #[test]
@@ -1523,9 +1520,7 @@ fn an_outdated_source_is_up_to_date_when_its_target_is() {
     let volume = volume_number(0);
     world.command(1, Command::Outdate { volume }).unwrap();
     world.heal();
-    world.until("they are connected", |world| {
-        world.nodes[0].connected(1) && world.nodes[1].connected(0)
-    });
+    world.until_connected();
     assert_eq!(world.disk(1), DiskState::Outdated);
     world.attach(0);
     world.wait_in_sync();
@@ -1572,8 +1567,7 @@ fn a_primary_that_was_promoted_apart_and_lost_its_disk_works_on_its_peers_data()
         // The peer agreed; then the connection dies, while the promotion is being written down.
         world.stall_disk(0, 3 * SECOND);
         let promote = Command::Promote { force: false };
-        let purpose = qrbd_simulator::administrator::Purpose::Scenario;
-        let command = world.world.command(0, promote, purpose);
+        let command = world.give(0, promote);
         world.run(100 * MILLISECOND);
         world.partition();
         world.wait_disconnected(0);
@@ -1584,9 +1578,7 @@ fn a_primary_that_was_promoted_apart_and_lost_its_disk_works_on_its_peers_data()
         world.world.openers(0, 1);
         lose_the_only_disk(&mut world, 0);
         world.heal();
-        world.until("they are connected", |world| {
-            world.nodes[0].connected(1) && world.nodes[1].connected(0)
-        });
+        world.until_connected();
         let write = world.write_now(0, block(6));
         world.kill(0);
         world.wait_disconnected(1);
@@ -1612,21 +1604,15 @@ fn a_primary_does_not_go_back_alone_to_a_disk_that_its_peer_knows_to_be_older() 
     let _ = world.answer(write);
     world.wait_disconnected(0);
     world.heal();
-    world.until("they are connected", |world| {
-        world.nodes[0].connected(1) && world.nodes[1].connected(0)
-    });
+    world.until_connected();
     world.partition();
     world.wait_disconnected(0);
     world.world.nodes[0].volumes[0].faults.metadata_errors = (0, 0);
-    world
-        .world
-        .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+    world.begin_attach(0, 0);
     world.run(SECOND);
     assert_eq!(world.disk(0), DiskState::Diskless);
     world.heal();
-    world.until("they are connected", |world| {
-        world.nodes[0].connected(1) && world.nodes[1].connected(0)
-    });
+    world.until_connected();
     world.attach(0);
     world.wait_in_sync();
 }
@@ -1643,9 +1629,7 @@ fn a_promotion_that_is_not_carried_out_leaves_no_generation_behind() {
     world.world.nodes[1].volumes[1].faults.metadata_errors = (u64::MAX, 1000);
     assert!(world.promote(1).is_err(), "promoted with a broken disk");
     world.world.nodes[1].volumes[1].faults.metadata_errors = (0, 0);
-    world
-        .world
-        .attach(1, 1, qrbd_simulator::administrator::Purpose::Scenario);
+    world.begin_attach(1, 1);
     world.run(SECOND);
     world.heal();
     world.restart(0);
@@ -1670,14 +1654,10 @@ fn an_old_disk_that_was_refused_once_is_refused_again() {
     world.break_disk(1);
     let write = world.write(0, block(6));
     let _ = world.answer(write);
-    world.until("the peer's disk is given up", |world| {
-        world.nodes[1].live_view().unwrap().volumes[0].disk == DiskState::Diskless
-    });
+    world.until_disk_is_given_up(1);
     world.world.nodes[0].volumes[0].faults.metadata_errors = (0, 0);
     for _ in 0..3 {
-        world
-            .world
-            .attach(0, 0, qrbd_simulator::administrator::Purpose::Scenario);
+        world.begin_attach(0, 0);
         world.run(SECOND);
         assert_eq!(world.disk(0), DiskState::Diskless);
     }
