@@ -323,16 +323,11 @@ impl<P: Payload> Engine<P> {
                 volume.exposed = Generation::NONE;
                 volume.generation_due = false;
                 volume.unconfirmed &= to != Role::Primary;
-                volume.unflushed_lost = false;
-                volume.failed_unflushed = None;
             }
             for peer in &mut self.peers {
                 peer.fence.freezes = false;
-                for device in &mut peer.devices {
-                    device.unflushed = None;
-                    device.cache_lost = false;
-                }
             }
+            self.forget_unflushed();
             self.effects
                 .push_back(Effect::Notice(Notice::Role { from, to, rule }));
             self.broadcast_state();
@@ -356,6 +351,9 @@ impl<P: Payload> Engine<P> {
                 rule,
             }));
             self.broadcast_state();
+            if to == DiskState::UpToDate {
+                self.failed_disk_is_back(v);
+            }
         }
     }
 

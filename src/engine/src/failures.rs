@@ -138,7 +138,7 @@ impl<P: Payload> Engine<P> {
         }
         // What is left in the transfer log may be missing at the peer (W7).
         let left = self.peers[p].log.take_all();
-        self.remember_unflushed(p, left.iter());
+        self.remember_unflushed(p, &left);
         let mut alone = alloc::vec![false; self.volumes.len()];
         let mut shown = alloc::vec![false; self.volumes.len()];
         for entry in &left {

@@ -11,6 +11,7 @@
 //! A peer whose disk fails while nobody hears of it, and whose daemon is then started again without the machine, can't be told from one
 //! that was only killed.
 
+use alloc::collections::VecDeque;
 use alloc::string::String;
 
 use crate::api::Payload;
@@ -30,12 +31,10 @@ impl<P: Payload> Engine<P> {
     }
 
     /// The connection is lost with these operations in the transfer log: remembers what a restart of the peer's machine would take.
-    pub(crate) fn remember_unflushed<'a>(
-        &mut self,
-        p: usize,
-        left: impl Iterator<Item = &'a LogEntry>,
-    ) {
-        for entry in left.filter(|entry| !entry.lost && entry.confirmed == Confirmed::Written) {
+    pub(crate) fn remember_unflushed(&mut self, p: usize, left: &VecDeque<LogEntry>) {
+        let written =
+            (left.iter()).filter(|entry| !entry.lost && entry.confirmed == Confirmed::Written);
+        for entry in written {
             if self.is_unflushed(p, entry) {
                 self.peers[p].devices[entry.volume].unflushed = Some(self.events);
             }
@@ -93,6 +92,18 @@ impl<P: Payload> Engine<P> {
         }
         let failed = &mut self.volumes[v].failed_unflushed;
         failed.take_if(|failed| *failed < began);
+    }
+
+    /// Another role, other clients: whoever was to be told is gone.
+    pub(crate) fn forget_unflushed(&mut self) {
+        for volume in &mut self.volumes {
+            volume.unflushed_lost = false;
+            volume.failed_unflushed = None;
+        }
+        for device in (self.peers.iter_mut()).flat_map(|peer| &mut peer.devices) {
+            device.unflushed = None;
+            device.cache_lost = false;
+        }
     }
 
     /// Whoever flushes now or next learns that writes may be gone.

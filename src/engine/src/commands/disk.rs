@@ -105,9 +105,6 @@ impl<P: Payload> Engine<P> {
         }
         self.set_disk(v, DiskState::Attaching, "attach");
         self.set_disk(v, state, "metadata");
-        if !connected {
-            self.failed_disk_is_back(v);
-        }
         for (p, contact) in contacts.into_iter().enumerate() {
             self.recall_outdated(p, v);
             self.peers[p].devices[v].contact = contact;

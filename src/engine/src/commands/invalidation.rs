@@ -123,17 +123,13 @@ impl<P: Payload> Engine<P> {
         p: usize,
         number: VolumeNumber,
     ) -> Result<(), &'static str> {
-        if self.volume_index(number).is_none() {
-            return Err("an unknown volume");
-        }
-        self.invalidate_for_peer(p, number, self.events);
+        let v = self.volume_index(number).ok_or("an unknown volume")?;
+        self.invalidate_for_peer(p, v, self.events);
         Ok(())
     }
 
-    fn invalidate_for_peer(&mut self, p: usize, number: VolumeNumber, since: u64) {
-        let Some(v) = self.volume_index(number) else {
-            return;
-        };
+    fn invalidate_for_peer(&mut self, p: usize, v: usize, since: u64) {
+        let number = self.volumes[v].number;
         self.peers[p].devices[v].invalidation_wanted_there = true;
         let result = self.invalidate(None, number, since);
         let asked = self.peers[p].devices[v].invalidation == Some(Invalidation::Asked);
@@ -177,11 +173,12 @@ impl<P: Payload> Engine<P> {
             && self.volumes[v].detaching.is_none()
             && !self.invalidates_first(p, v);
         if granted {
-            let device = &mut self.peers[p].devices[v];
-            device.invalidation = device
-                .invalidation
-                .filter(|state| matches!(state, Invalidation::Asked | Invalidation::Void))
-                .map(|_| Invalidation::Void);
+            // The answer to an own question must not be used any more; an answer that lies here is void at once.
+            let invalidation = &mut self.peers[p].devices[v].invalidation;
+            *invalidation = match *invalidation {
+                Some(Invalidation::Asked | Invalidation::Void) => Some(Invalidation::Void),
+                Some(Invalidation::Granted(_) | Invalidation::Refused(_)) | None => None,
+            };
         }
         self.send(
             p,
@@ -208,7 +205,7 @@ impl<P: Payload> Engine<P> {
             _ => return Err("an answer to a question that was never asked"),
         });
         if core::mem::take(&mut device.invalidation_wanted_there) {
-            self.invalidate_for_peer(p, number, event - 1);
+            self.invalidate_for_peer(p, v, event - 1);
         }
         Ok(())
     }

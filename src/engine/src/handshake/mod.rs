@@ -235,12 +235,6 @@ impl<P: Payload> Engine<P> {
         peer.role = theirs.role;
         peer.last_heard = now;
         peer.discard_my_data = false;
-        for v in 0..self.volumes.len() {
-            let number = self.volumes[v].number;
-            if let Some(their) = theirs.volumes.iter().find(|hello| hello.volume == number) {
-                self.compare_caches(p, v, their);
-            }
-        }
         self.set_connection(p, ConnectionState::Connected, "handshake");
         self.peers[p].returns_by = None;
         self.peer_needs_no_fence(p);

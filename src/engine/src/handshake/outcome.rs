@@ -29,6 +29,7 @@ impl<P: Payload> Engine<P> {
         if mine.round != theirs.round {
             return;
         }
+        self.compare_caches(p, v, &theirs);
         let (outcome, rule) = match self.verdict(p, v, mine.round > 1) {
             Ok(found) => found,
             // The Primary gives that disk up and goes on with this one.
@@ -101,7 +102,6 @@ impl<P: Payload> Engine<P> {
             Outcome::Source(extent) => {
                 if let Some(claimed) = self.volumes[v].attached_anew.take() {
                     self.set_disk(v, claimed, rule);
-                    self.failed_disk_is_back(v);
                 }
                 if !theirs.attached_anew {
                     self.newest_within_reach(v);
@@ -142,7 +142,6 @@ impl<P: Payload> Engine<P> {
         let node = self.peers[p].config.node_id;
         if let Some(claimed) = self.volumes[v].attached_anew.take() {
             self.set_disk(v, claimed, "in-sync-with-peer");
-            self.failed_disk_is_back(v);
         }
         if equal {
             let anew = self.peers[p].devices[v]
@@ -309,7 +308,6 @@ impl<P: Payload> Engine<P> {
             self.set_disk(v, claimed, "metadata");
         } else if current.is_some_and(|current| current.same(self.volumes[v].exposed)) {
             self.set_disk(v, claimed, "clients-saw-these-data");
-            self.failed_disk_is_back(v);
         } else {
             self.fail_disk(v, "clients-saw-newer-data");
         }

@@ -80,7 +80,6 @@ impl<P: Payload> Engine<P> {
             self.renegotiate(p, "disk-lost-during-handshake");
             return Ok(());
         }
-        self.compare_caches(p, v, &theirs);
         self.peers[p].devices[v].theirs = Some(theirs);
         self.decide_volume(p, v);
         Ok(())
