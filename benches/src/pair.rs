@@ -322,6 +322,7 @@ impl Pair {
             Effect::Detached { .. }
             | Effect::Handler { .. }
             | Effect::FencePeer { .. }
+            | Effect::Probe { .. }
             | Effect::AskHandler { .. }
             | Effect::MeasureDisk { .. }
             | Effect::RememberDisk { .. }

@@ -285,6 +285,7 @@ impl Core {
             }
             Incoming::Openers { volume, count } => Event::Openers { volume, count },
             Incoming::PeerFenced { peer, id, answer } => Event::PeerFenced { peer, id, answer },
+            Incoming::NobodyListens { peer, session } => Event::NobodyListens { peer, session },
             Incoming::HandlerAnswered { id, exit_code } => Event::HandlerAnswered { id, exit_code },
             Incoming::Command { command, reply } => {
                 self.next_command += 1;
@@ -328,6 +329,7 @@ impl Core {
                 self.network.send(peer, session, message);
             }
             Effect::CloseSession { peer, session } => self.network.close_session(peer, session),
+            Effect::Probe { peer, session } => self.network.probe(peer, session),
             Effect::StartConnecting { peer } => self.network.start_connecting(now, peer),
             Effect::StopConnecting { peer } => self.network.stop_connecting(peer),
             Effect::Complete { id, result } => {

@@ -22,7 +22,7 @@ use std::time::Duration;
 use qrbd_control::generations::GenerationReport;
 use qrbd_control::status::ResourceStatus;
 use qrbd_disk::{Pool, UringReactor};
-use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, HandlerId, Notice};
+use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, HandlerId, Notice, SessionId};
 use qrbd_engine::state::Refusal;
 use qrbd_engine::status::Status;
 use qrbd_engine::units::{NodeId, VolumeNumber};
@@ -67,6 +67,8 @@ pub(crate) enum Incoming {
         id: FenceId,
         answer: FenceAnswer,
     },
+    /// A peer's machine says that nobody listens there.
+    NobodyListens { peer: NodeId, session: SessionId },
     /// Another handler ended whose answer the engine waits for.
     HandlerAnswered {
         id: HandlerId,

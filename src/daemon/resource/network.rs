@@ -22,11 +22,11 @@ use qrbd_engine::wire::Message;
 use qrbd_engine::wire::codec::{decode, encode_head, payload_of};
 use qrbd_transport::{
     BindError, Endpoint, EndpointConfig, Events, Lane, LossReason as TransportLoss, PeerConfig,
-    Session, SharedKey, Tuning,
+    Session, SharedKey, Tuning, nobody_listens,
 };
 use tracing::{debug, info, warn};
 
-use super::Shared;
+use super::{Incoming, Shared};
 use crate::frames::{EngineFrames, VERSIONS, lane_of};
 use crate::payload::{EnginePayload, PooledAllocator};
 use crate::plan::{PeerPlan, ResourcePlan};
@@ -36,6 +36,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds of the time that the last packets get to arrive: two round trips within them.
 const LAST_WORDS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(500)];
 
+/// How long the word of a peer's machine that nobody listens there is of use: about the longest `ping-timeout` that anybody waits for.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause before an address of this node is tried again.
 const ADDRESS_RETRY_MS: u64 = 1_000;
 /// Calls without a pause within [`REDIAL_WINDOW_MS`].
@@ -256,6 +258,35 @@ impl Network {
                 live.handle.close("the send queue is full");
             }
         }
+    }
+
+    /// Asks the peer's machine whether anybody listens there, and tells the engine if it says no.
+    pub(super) fn probe(&self, node: NodeId, session: SessionId) {
+        let peer = &self.peers[self.known(node)];
+        let Some(live) = peer.live.as_ref().filter(|live| live.id == session) else {
+            return;
+        };
+        let (local, remote) = (peer.plan.local.ip(), live.handle.remote());
+        let (shared, resource, name) = (
+            self.shared.clone(),
+            self.resource.clone(),
+            peer.plan.name.clone(),
+        );
+        tokio::task::spawn_local(async move {
+            match nobody_listens(local, remote, PROBE_PATIENCE).await {
+                Ok(true) => {
+                    info!("{resource} {name}: its machine says that nobody listens at {remote}");
+                    if let Some(shared) = shared.upgrade() {
+                        shared.push(Incoming::NobodyListens {
+                            peer: node,
+                            session,
+                        });
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => debug!("{resource} {name}: {remote} could not be asked: {error}"),
+            }
+        });
     }
 
     /// Closes a session when what was sent before had time to arrive.

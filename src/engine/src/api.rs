@@ -325,6 +325,13 @@ pub enum Event<P> {
         /// The message.
         message: Message<P>,
     },
+    /// The peer's machine says that nobody listens at the peer's address. A hint, which anybody on the way may have made up.
+    NobodyListens {
+        /// Who.
+        peer: NodeId,
+        /// The session that [`Effect::Probe`] named; of an older one it tells nothing.
+        session: SessionId,
+    },
     /// Time passed; see [`crate::Engine::next_timeout`].
     Tick,
     /// An administrator's command.
@@ -454,6 +461,14 @@ pub enum Effect<P> {
         session: SessionId,
         /// The message; [`Message::lane`] tells the lane.
         message: Message<P>,
+    },
+    /// Somebody waits to hear whether the peer is alive: have its machine asked whether anybody listens at its address, if there is a way
+    /// to, and tell if it says no ([`Event::NobodyListens`]).
+    Probe {
+        /// Whom.
+        peer: NodeId,
+        /// On which session a question is under way.
+        session: SessionId,
     },
     /// Close a session after what was sent on it was flushed (at most a second); [`Event::PeerLost`] follows.
     CloseSession {

@@ -154,6 +154,7 @@ impl<P: Payload> Engine<P> {
                 message,
             } => self.frame(peer, session, message),
             Event::PeerFenced { peer, id, answer } => self.peer_fenced(peer, id, answer),
+            Event::NobodyListens { peer, session } => self.nobody_listens(peer, session),
             Event::Tick => self.tick(),
             Event::HandlerAnswered { id, exit_code } => self.handler_answered(id, exit_code),
             Event::Command { id, command } => self.command(id, command),
@@ -191,7 +192,7 @@ impl<P: Payload> Engine<P> {
             if peer.session.is_some() && peer.connection == ConnectionState::Connected {
                 consider(Some(peer.ping.map_or(
                     peer.last_heard.after(peer.config.ping_interval),
-                    |(_, deadline)| deadline,
+                    |ping| ping.deadline,
                 )));
                 if peer.config.ko_count > 0 {
                     consider(peer.stalled.map(|(_, since)| {
@@ -708,17 +709,6 @@ impl<P: Payload> Engine<P> {
         self.watch_primary();
     }
 
-    /// Sends a ping, unless one is under way; no answer in time ends the connection.
-    pub(crate) fn ask_whether_alive(&mut self, p: usize) {
-        if self.peers[p].ping.is_none() {
-            let id = self.random.draw();
-            let now = self.now;
-            let peer = &mut self.peers[p];
-            peer.ping = Some((id, now.after(peer.config.ping_timeout)));
-            self.send(p, Message::Ping { id });
-        }
-    }
-
     fn tick(&mut self) {
         let now = self.now;
         self.check_skip_command();
@@ -749,12 +739,12 @@ impl<P: Payload> Engine<P> {
                 continue;
             }
             match peer.ping {
-                Some((_, deadline)) if now >= deadline => {
+                Some(ping) if now >= ping.deadline => {
                     self.drop_session(p, ConnectionState::NetworkFailure, "ping-timeout");
                     continue;
                 }
                 None if now >= peer.last_heard.after(peer.config.ping_interval) => {
-                    self.ask_whether_alive(p)
+                    self.ping(p)
                 }
                 _ => {}
             }

@@ -21,6 +21,7 @@ pub mod generation;
 mod handshake;
 mod interval;
 pub mod limits;
+mod liveness;
 pub mod metadata;
 mod metadata_events;
 mod metadata_writer;

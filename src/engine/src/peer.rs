@@ -43,6 +43,15 @@ pub(crate) struct SourceOperation {
     pub sent: bool,
 }
 
+/// A question whether the peer is alive, without an answer yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ping {
+    /// The connection ends then.
+    pub deadline: Time,
+    /// The peer's machine is asked, too.
+    pub probed: bool,
+}
+
 /// Resync of one volume, this node is the source.
 #[derive(Debug, Default)]
 pub(crate) struct ResyncSource {
@@ -284,7 +293,7 @@ pub(crate) struct Peer<P> {
     /// Number of the event that brought the peer's last frame.
     pub heard_in: u64,
     pub last_sent: Time,
-    pub ping: Option<(u64, Time)>,
+    pub ping: Option<Ping>,
     /// The oldest unwritten operation and since when it has been the oldest.
     pub stalled: Option<(u64, Time)>,
     /// When an open epoch is closed for lack of activity.

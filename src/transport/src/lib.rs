@@ -28,6 +28,7 @@ mod ids;
 mod key;
 mod lane;
 pub mod limits;
+mod probe;
 mod proof;
 mod reader;
 mod registry;
@@ -47,6 +48,7 @@ pub use fault::Faults;
 pub use ids::{NodeId, ProtocolVersion, SessionId, VersionRange};
 pub use key::{KeyError, SharedKey};
 pub use lane::Lane;
+pub use probe::nobody_listens;
 pub use session::{LaneCounters, LaneTotals, SendError, Session, SessionStats};
 pub use tuning::{Congestion, LaneBudgets, Tuning};
 

@@ -46,7 +46,7 @@ impl Udp {
     deprecated,
     reason = "what replaces it is unsafe code, to rule out types whose descriptor changes; a socket's does not"
 )]
-fn watch(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+pub(crate) fn watch(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
     AsyncFd::with_interest(socket, interest)
 }
 

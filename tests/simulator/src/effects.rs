@@ -271,6 +271,7 @@ impl World {
                 message,
             } => self.send(node, peer, session, message),
             Effect::CloseSession { peer, session } => self.close(node, peer, session),
+            Effect::Probe { peer, session } => self.probe(node, usize::from(peer.0), session),
             Effect::StartConnecting { peer } => {
                 let peer = usize::from(peer.0);
                 self.process(node).wants[peer] = true;

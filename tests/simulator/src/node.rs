@@ -105,6 +105,8 @@ pub struct Node {
     pub incarnation: u64,
     /// When it lost its power last.
     pub power_lost_at: u64,
+    /// Its machine is off.
+    pub without_power: bool,
     /// What it said last, kept when the process is gone.
     pub view: Option<NodeView>,
     /// Its disks.

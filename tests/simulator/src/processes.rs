@@ -83,6 +83,7 @@ impl World {
         let view = NodeView::of(&engine, nodes);
         let state = &mut self.nodes[node];
         state.incarnation += 1;
+        state.without_power = false;
         state.view = Some(view.clone());
         state.process = Some(Process {
             engine,
@@ -116,6 +117,7 @@ impl World {
         });
         self.nodes[node].serving = false;
         if power {
+            self.nodes[node].without_power = true;
             self.nodes[node].power_lost_at = self.tick_moment();
         }
         for volume in 0..self.settings.volumes.len() {

@@ -3,7 +3,7 @@
 //! Delays still come from a seed, and every checker looks on; a violation, or something that does not happen within a minute of
 //! virtual time, panics with the last lines of the trace.
 
-use qrbd_engine::api::{ClientError, Command};
+use qrbd_engine::api::{ClientError, Command, Event};
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState};
 use qrbd_engine::units::{BLOCK_BYTES, ByteRange, EXTENT_BYTES};
 use qrbd_engine::wire::message::Protocol;
@@ -420,6 +420,18 @@ impl Scenario {
         self.until("the loss is noticed", |world| {
             !world.nodes[node].connected(1 - node)
         });
+    }
+
+    /// Somebody on the way says that nobody listens at the other node.
+    ///
+    /// # Panics
+    /// If the two have no session.
+    pub fn hear_that_nobody_listens(&mut self, node: NodeIndex) {
+        let peer = 1 - node;
+        let (session, _) = self.world.process(node).sessions[peer].expect("a session");
+        let peer = node_id(peer);
+        self.world
+            .tell(node, Event::NobodyListens { peer, session });
     }
 
     /// The power of a node fails.

@@ -251,6 +251,34 @@ impl World {
         self.call_later(link);
     }
 
+    /// The peer's machine is asked whether anybody listens there.
+    pub(crate) fn probe(&mut self, node: NodeIndex, peer: NodeIndex, session: SessionId) {
+        let link = self.link_of(node, peer);
+        let (least, most) = self.links[link].delay;
+        let delay = self.network_random.delay(2 * least, 2 * most);
+        self.schedule(
+            delay,
+            Occurrence::Probed {
+                node,
+                incarnation: self.nodes[node].incarnation,
+                peer,
+                session,
+            },
+        );
+    }
+
+    /// What has power says that nobody listens where no process runs; behind a blocked link nothing is heard of it.
+    pub(crate) fn probed(&mut self, node: NodeIndex, peer: NodeIndex, session: SessionId) {
+        let link = self.link_of(node, peer);
+        let silent = self.nodes[peer].process.is_some() || self.nodes[peer].without_power;
+        if !silent && self.links[link].is_open() {
+            self.trace
+                .line(self.now, || format!("n{node} nobody listens at n{peer}"));
+            let peer = node_id(peer);
+            self.tell(node, Event::NobodyListens { peer, session });
+        }
+    }
+
     pub(crate) fn close(&mut self, node: NodeIndex, peer: NodeId, session: SessionId) {
         let peer = usize::from(peer.0);
         let Some((current, connection)) = self.process(node).sessions[peer] else {

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use qrbd_engine::api::{ClientError, FenceId, HandlerId, IoId, LossReason};
+use qrbd_engine::api::{ClientError, FenceId, HandlerId, IoId, LossReason, SessionId};
 use qrbd_engine::limits::MIN_AL_EXTENTS;
 use qrbd_engine::metadata::growth::KnownDevice;
 use qrbd_engine::metadata::image::{CreateOptions, Step, create};
@@ -88,6 +88,17 @@ pub enum Occurrence {
         incarnation: u64,
         /// The engine's handle.
         id: HandlerId,
+    },
+    /// A peer's machine says whether anybody listens there.
+    Probed {
+        /// Who asked.
+        node: NodeIndex,
+        /// For which process.
+        incarnation: u64,
+        /// Whose machine.
+        peer: NodeIndex,
+        /// On which session.
+        session: SessionId,
     },
     /// A `fence-peer` handler ends.
     Fence {
@@ -381,6 +392,7 @@ impl World {
                 process: None,
                 incarnation: 0,
                 power_lost_at: 0,
+                without_power: false,
                 primary_since: 0,
                 disconnected_at: 0,
                 view: None,
@@ -533,6 +545,17 @@ impl World {
                 peer,
                 id,
             } => self.fence(node, incarnation, peer, id),
+            Occurrence::Probed {
+                node,
+                incarnation,
+                peer,
+                session,
+            } if self.nodes[node].incarnation == incarnation
+                && self.nodes[node].process.is_some() =>
+            {
+                self.probed(node, peer, session);
+            }
+            Occurrence::Probed { .. } => {}
             Occurrence::Tick { node, incarnation } => self.timer(node, incarnation),
             Occurrence::Attach {
                 node,

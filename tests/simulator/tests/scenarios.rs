@@ -9,7 +9,7 @@ use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, 
 use qrbd_engine::units::{BLOCKS_PER_EXTENT, ByteRange, VolumeNumber};
 use qrbd_engine::wire::message::Protocol;
 use qrbd_simulator::disk::View;
-use qrbd_simulator::queue::{MILLISECOND, SECOND};
+use qrbd_simulator::queue::{MILLISECOND, Micros, SECOND};
 use qrbd_simulator::scenario::{Request, Scenario, block, extent};
 use qrbd_simulator::settings::{Beginning, Settings};
 use qrbd_simulator::world::{node_id, volume_number};
@@ -1615,6 +1615,47 @@ fn a_primary_does_not_go_back_alone_to_a_disk_that_its_peer_knows_to_be_older() 
     world.until_connected();
     world.attach(0);
     world.wait_in_sync();
+}
+
+/// How long a promotion takes that is asked for at the moment in which the Primary ends, by seed.
+fn takeovers(end: impl Fn(&mut Scenario, usize)) -> Vec<Micros> {
+    let takeover = |seed| {
+        let mut world = Scenario::serving_with(Settings::quiet(seed, Protocol::C));
+        end(&mut world, 0);
+        let begun = world.world.now;
+        world.promote(1).unwrap();
+        world.world.now - begun
+    };
+    (0..20).map(takeover).collect()
+}
+
+#[test]
+fn a_promotion_beside_a_killed_primary_does_not_wait_the_whole_ping_timeout() {
+    let killed = takeovers(Scenario::kill);
+    assert!(
+        killed.iter().all(|&time| time < 200 * MILLISECOND),
+        "{killed:?}"
+    );
+    // What has no power says nothing: without the end of the connection there is the ping alone.
+    let without_power = takeovers(Scenario::power_loss);
+    assert!(
+        without_power.iter().any(|&time| time >= 500 * MILLISECOND),
+        "{without_power:?}"
+    );
+}
+
+#[test]
+fn a_primary_that_lives_is_not_given_up_because_a_packet_filter_says_that_nobody_listens() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.hear_that_nobody_listens(1);
+        world.run(SECOND);
+        let promotion = world.give(1, Command::Promote { force: false });
+        world.hear_that_nobody_listens(1);
+        assert_eq!(world.ended(promotion), Err(Refusal::TwoPrimaries));
+        world.run(SECOND);
+        assert_eq!(world.connection(1), ConnectionState::Connected);
+        assert!(!world.saw_rule(1, "ping-timeout"));
+    });
 }
 
 #[test]

@@ -470,7 +470,7 @@ impl Pair {
                     node.answer(self.now, None, event);
                 }
             },
-            Effect::FencePeer { .. } => {}
+            Effect::FencePeer { .. } | Effect::Probe { .. } => {}
             Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
             Effect::Notice(_) => {}
         }
