@@ -1301,6 +1301,13 @@ fn a_new_primary_term_knows_nothing_of_writes_that_were_lost_before() {
         world.settle();
         world.promote(0).unwrap();
         world.flush_now(0);
+        // It heard of the loss, nobody flushed: the next term's clients never saw those writes.
+        world.write_now(0, block(6));
+        interrupt(&mut world, Interruption::Power);
+        assert!(world.saw_rule(0, "peer-lost-unflushed-writes"));
+        world.demote(0).unwrap();
+        world.promote(0).unwrap();
+        world.flush_now(0);
     });
 }
 
@@ -1391,6 +1398,24 @@ fn a_peer_that_comes_back_without_its_disk_first_hides_no_power_loss() {
             a_flush_fails_once(&mut world);
         });
     }
+}
+
+#[test]
+fn a_flush_that_failed_without_the_disk_has_told_already() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.disconnect(1).unwrap();
+        world.wait_disconnected(0);
+        world.write_now(0, block(5));
+        world.break_disk(0);
+        let failed = world.write(0, block(6));
+        assert_eq!(world.answer(failed), Err(ClientError::Io));
+        world.until_disk_is_given_up(0);
+        let flush = world.flush(0);
+        assert_eq!(world.answer(flush), Err(ClientError::Io));
+        world.repair_disk(0);
+        world.attach(0);
+        world.flush_now(0);
+    });
 }
 
 #[test]
