@@ -743,9 +743,7 @@ impl<P: Payload> Engine<P> {
                     self.drop_session(p, ConnectionState::NetworkFailure, "ping-timeout");
                     continue;
                 }
-                None if now >= peer.last_heard.after(peer.config.ping_interval) => {
-                    self.ping(p)
-                }
+                None if now >= peer.last_heard.after(peer.config.ping_interval) => self.ping(p),
                 _ => {}
             }
             let peer = &self.peers[p];

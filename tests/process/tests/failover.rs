@@ -105,6 +105,20 @@ fn writes_with_fua_survive_the_primary_s_death() {
     pair.assert_equal_disks();
 }
 
+#[test]
+fn a_promotion_hears_from_the_dead_primary_s_machine_that_nobody_listens() {
+    let mut pair = Pair::ready(&options(Protocol::C));
+    pair.alice.kill();
+    pair.bob.promote(PROMOTION_LIMIT);
+    assert!(
+        pair.bob
+            .log()
+            .contains("its machine says that nobody listens"),
+        "{}",
+        pair.bob.log()
+    );
+}
+
 /// Rounds of a cut link, crash, promotion and return; what survives is a state that the Primary's disk passed through. Gives the number
 /// of blocks whose newest acknowledged write was lost.
 fn survivors_are_a_prefix(protocol: Protocol) -> u64 {

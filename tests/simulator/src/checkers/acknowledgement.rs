@@ -3,7 +3,8 @@
 //! At the answer to a write: with C and a peer in sync both disks hold it or something newer; with B the peer received it; with A it
 //! was handed to the network; the local disk holds it, or the peer's does where there is none. At the answer to a flush, and for the
 //! sectors of a FUA write, the same of the durable sectors, and alone also the knowledge of what the peer misses is durable.
-//! An error is an answer only where no good copy was within reach.
+//! A flush that succeeds after completed writes went with the power of the only node that had them has told nobody: the first one after
+//! that must fail. An error is an answer only where no good copy was within reach.
 
 use qrbd_engine::api::ClientError;
 use qrbd_engine::state::{DiskState, Role};
