@@ -462,12 +462,12 @@ pub enum Effect<P> {
         /// The message; [`Message::lane`] tells the lane.
         message: Message<P>,
     },
-    /// Somebody waits to hear whether the peer is alive: have its machine asked whether anybody listens at its address, if there is a way
+    /// Somebody waits for a peer that may be dead: have its machine asked whether anybody listens at its address, if there is a way
     /// to, and tell if it says no ([`Event::NobodyListens`]).
     Probe {
         /// Whom.
         peer: NodeId,
-        /// On which session a question is under way.
+        /// On which session it is waited for.
         session: SessionId,
     },
     /// Close a session after what was sent on it was flushed (at most a second); [`Event::PeerLost`] follows.

@@ -184,7 +184,7 @@ impl<P: Payload> Engine<P> {
                 next = Some(next.map_or(time, |other| other.min(time)));
             }
         };
-        for peer in &self.peers {
+        for (p, peer) in self.peers.iter().enumerate() {
             consider(peer.handshake_deadline);
             consider(peer.settle_deadline);
             consider(peer.idle_barrier);
@@ -200,6 +200,7 @@ impl<P: Payload> Engine<P> {
                     }));
                 }
                 consider(peer.granted);
+                consider(self.probe_due(p));
             }
             consider(peer.returns_by);
             for device in &peer.devices {
@@ -745,6 +746,9 @@ impl<P: Payload> Engine<P> {
                 }
                 None if now >= peer.last_heard.after(peer.config.ping_interval) => self.ping(p),
                 _ => {}
+            }
+            if self.probe_due(p).is_some_and(|due| now >= due) {
+                self.probe(p);
             }
             let peer = &self.peers[p];
             let patience = peer.config.timeout * u64::from(peer.config.ko_count);

@@ -30,7 +30,7 @@ pub const REPORT_BYTES: u64 = 512 << 10;
 pub const REPORT_LOG_PART: usize = 4;
 /// Milliseconds without a new write after which an open epoch is closed, so that its entries can retire.
 pub const IDLE_BARRIER_MS: u64 = 100;
-/// What is left of `ping-timeout` when the peer's machine says that nobody listens there: this part of it.
+/// The part of `ping-timeout` that a ping is given when the peer's machine says that nobody listens there: one of so many.
 pub const NOBODY_LISTENS_SHORTENS: u64 = 5;
 /// Milliseconds that a command waits for the state to settle.
 pub const COMMAND_PATIENCE_MS: u64 = 10_000;

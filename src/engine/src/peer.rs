@@ -293,6 +293,8 @@ pub(crate) struct Peer<P> {
     /// Number of the event that brought the peer's last frame.
     pub heard_in: u64,
     pub last_sent: Time,
+    /// When its machine was asked last whether anybody listens there.
+    pub last_probed: Time,
     pub ping: Option<Ping>,
     /// The oldest unwritten operation and since when it has been the oldest.
     pub stalled: Option<(u64, Time)>,
@@ -336,6 +338,7 @@ impl<P> Peer<P> {
             last_heard: Time(0),
             heard_in: 0,
             last_sent: Time(0),
+            last_probed: Time(0),
             ping: None,
             stalled: None,
             idle_barrier: None,

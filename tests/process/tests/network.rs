@@ -148,6 +148,9 @@ fn the_secondary_s_death_is_survived_and_its_return_copies_little() {
     pair.bob.kill();
     let records = load.records();
     load.wait_records(records + 100);
+    // Its clients did not wait for a ping's time to come.
+    let said = "its machine says that nobody listens";
+    assert!(pair.alice.log().contains(said), "{}", pair.alice.log());
     pair.bob.start_and_up();
     pair.alice.wait_healthy(SYNC_LIMIT);
     let journal = load.finish(Duration::from_secs(40));

@@ -1670,6 +1670,26 @@ fn a_promotion_beside_a_killed_primary_does_not_wait_the_whole_ping_timeout() {
 }
 
 #[test]
+fn a_killed_secondary_holds_its_primary_up_for_little_more_than_ping_timeout() {
+    for flushes in [false, true] {
+        over_seeds(Protocol::C, 20, |mut world| {
+            if flushes {
+                world.write_now(0, block(4));
+            }
+            world.kill(1);
+            let begun = world.world.now;
+            let request = match flushes {
+                true => world.flush(0),
+                false => world.write(0, block(5)),
+            };
+            world.completed(request);
+            let time = world.world.now - begun;
+            assert!(time < 800 * MILLISECOND, "{time}");
+        });
+    }
+}
+
+#[test]
 fn a_primary_that_lives_is_not_given_up_because_a_packet_filter_says_that_nobody_listens() {
     over_seeds(Protocol::C, 10, |mut world| {
         world.hear_that_nobody_listens(1);
