@@ -31,6 +31,9 @@ use crate::volumes::CompletionQueue;
 
 /// With more than these at the disks, throughput counts; see [`Core::network_goes_first`].
 const FEW_OPERATIONS: usize = 4;
+/// So many operations are handed over to the kernel at once. All that a client sent together, they would also end together, and disk
+/// and daemon would wait for one another in turns.
+const DISK_BATCH: usize = 8;
 
 /// A client's request that the engine has.
 struct Client {
@@ -210,8 +213,14 @@ impl Core {
         }
         worked |= self.network.keep_connecting(now);
         if worked {
+            let mut submitted = self.reactor.outstanding();
             while let Some(effect) = self.engine.poll() {
                 self.carry_out(now, effect);
+                if self.reactor.outstanding() >= submitted + DISK_BATCH {
+                    // The disk begins with these while the rest is prepared.
+                    self.reactor.flush();
+                    submitted = self.reactor.outstanding();
+                }
             }
             if self.marks.are_due(now) {
                 let status = self.engine.status();
