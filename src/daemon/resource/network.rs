@@ -36,7 +36,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds of the time that the last packets get to arrive: two round trips within them.
 const LAST_WORDS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(500)];
 
-/// How long the word of a peer's machine that nobody listens there is of use: about the longest `ping-timeout` that anybody waits for.
+/// How long to wait for the word of a peer's machine that nobody listens there: it comes within a round trip or never.
 const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause before an address of this node is tried again.
 const ADDRESS_RETRY_MS: u64 = 1_000;

@@ -184,7 +184,7 @@ pub trait BlockDevice {
 /// [`completed`](ReactorExt::completed) beside its other sources. Waiting flushes as well, and an operation submitted by another
 /// task while the owner waits wakes the owner, so nothing that was accepted is left lying.
 pub trait Reactor {
-    /// Hands everything submitted so far to the kernel, in one system call if it fits. Call once per round.
+    /// Hands everything submitted so far to the kernel, in one system call if it fits. Call once per round, at least.
     fn flush(&self);
 
     /// Moves the completions that are there to the end of `completions` and returns their number. Never blocks and

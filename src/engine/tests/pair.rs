@@ -5,7 +5,7 @@
 mod harness;
 
 use harness::*;
-use qrbd_engine::api::ClientError;
+use qrbd_engine::api::{ClientError, Event};
 use qrbd_engine::config::Fencing;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{ByteRange, NodeId};
@@ -74,6 +74,24 @@ fn an_idle_outage_needs_no_resync() {
     pair.heal();
     pair.assert_equal_and_in_sync();
     assert_eq!(pair.resync_bytes, before);
+}
+
+#[test]
+fn a_word_about_an_earlier_session_is_not_about_this_one() {
+    let mut pair = Pair::synced(&plain);
+    let peer = NodeId(1);
+    let earlier = pair.nodes[0].session.unwrap();
+    pair.cut();
+    pair.heal();
+    let deadline = pair.nodes[0].engine.next_timeout();
+    let session = pair.nodes[0].session.unwrap();
+    let mut hear = |session| {
+        let word = Event::NobodyListens { peer, session };
+        pair.nodes[0].engine.handle(pair.now, word);
+        pair.nodes[0].engine.next_timeout()
+    };
+    assert_eq!(hear(earlier), deadline);
+    assert!(hear(session) < deadline, "that of this one counts");
 }
 
 #[test]

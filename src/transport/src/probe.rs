@@ -1,9 +1,9 @@
 //! A question to the machine of a peer: does anybody listen at this address?
 //!
 //! When a daemon is killed, its port closes, and the kernel there answers whatever arrives with "port unreachable" (ICMP; RFC 1122
-//! §4.1.3.1), long before QUIC gives the connection up. QUIC itself must not believe that (RFC 9000 §14.2.1), and hears nothing of it on
-//! a socket that talks to many. So a socket of its own sends one byte that no QUIC endpoint takes for a packet (the fixed bit is not set,
-//! RFC 9000 §17) and waits for the error. A living peer drops the byte.
+//! §4.1.3.1), long before QUIC gives the connection up. The kernel here tells that to a connected socket only, which QUIC's is not. So a
+//! socket of its own sends one byte that no QUIC endpoint takes for a packet (the fixed bit is not set, RFC 9000 §17.3.1) and waits for
+//! the error. A living peer drops the byte.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};

@@ -268,7 +268,16 @@ impl World {
     }
 
     /// What has power says that nobody listens where no process runs; behind a blocked link nothing is heard of it.
-    pub(crate) fn probed(&mut self, node: NodeIndex, peer: NodeIndex, session: SessionId) {
+    pub(crate) fn probed(
+        &mut self,
+        node: NodeIndex,
+        incarnation: u64,
+        peer: NodeIndex,
+        session: SessionId,
+    ) {
+        if self.nodes[node].incarnation != incarnation || self.nodes[node].process.is_none() {
+            return;
+        }
         let link = self.link_of(node, peer);
         let silent = self.nodes[peer].process.is_some() || self.nodes[peer].without_power;
         if !silent && self.links[link].is_open() {

@@ -550,12 +550,7 @@ impl World {
                 incarnation,
                 peer,
                 session,
-            } if self.nodes[node].incarnation == incarnation
-                && self.nodes[node].process.is_some() =>
-            {
-                self.probed(node, peer, session);
-            }
-            Occurrence::Probed { .. } => {}
+            } => self.probed(node, incarnation, peer, session),
             Occurrence::Tick { node, incarnation } => self.timer(node, incarnation),
             Occurrence::Attach {
                 node,

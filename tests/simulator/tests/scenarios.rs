@@ -1200,6 +1200,22 @@ fn a_flush_fails_once(world: &mut Scenario) {
     world.flush_now(0);
 }
 
+/// The only good disk, that of `node`, fails under a write of the Primary's client, node 0.
+fn break_under_a_write(world: &mut Scenario, node: usize) {
+    world.break_disk(node);
+    let failed = world.write(0, block(6));
+    assert_eq!(world.answer(failed), Err(ClientError::Io));
+    world.until_disk_is_given_up(node);
+}
+
+/// Node 0 is alone, and its disk fails after a completed write that no flush covered.
+fn lose_the_only_disk_unflushed(world: &mut Scenario) {
+    world.disconnect(1).unwrap();
+    world.wait_disconnected(0);
+    world.write_now(0, block(5));
+    break_under_a_write(world, 0);
+}
+
 #[test]
 fn a_flush_fails_once_where_the_only_disk_lost_power_with_completed_writes() {
     let mut lost = 0;
@@ -1243,10 +1259,7 @@ fn a_flush_fails_where_the_only_disk_failed_with_completed_writes_and_came_back(
     over_seeds(Protocol::C, 20, |mut world| {
         world.detach(0).unwrap();
         world.write_now(0, block(5));
-        world.break_disk(1);
-        let failed = world.write(0, block(6));
-        assert_eq!(world.answer(failed), Err(ClientError::Io));
-        world.until_disk_is_given_up(1);
+        break_under_a_write(&mut world, 1);
         world.repair_disk(1);
         world.attach(1);
         until_served(&mut world);
@@ -1403,13 +1416,7 @@ fn a_peer_that_comes_back_without_its_disk_first_hides_no_power_loss() {
 #[test]
 fn a_flush_that_failed_without_the_disk_has_told_already() {
     over_seeds(Protocol::C, 10, |mut world| {
-        world.disconnect(1).unwrap();
-        world.wait_disconnected(0);
-        world.write_now(0, block(5));
-        world.break_disk(0);
-        let failed = world.write(0, block(6));
-        assert_eq!(world.answer(failed), Err(ClientError::Io));
-        world.until_disk_is_given_up(0);
+        lose_the_only_disk_unflushed(&mut world);
         let flush = world.flush(0);
         assert_eq!(world.answer(flush), Err(ClientError::Io));
         world.repair_disk(0);
@@ -1421,13 +1428,7 @@ fn a_flush_that_failed_without_the_disk_has_told_already() {
 #[test]
 fn a_flush_fails_where_the_only_good_disk_failed_and_was_attached_again() {
     over_seeds(Protocol::C, 10, |mut world| {
-        world.disconnect(1).unwrap();
-        world.wait_disconnected(0);
-        world.write_now(0, block(5));
-        world.break_disk(0);
-        let failed = world.write(0, block(6));
-        assert_eq!(world.answer(failed), Err(ClientError::Io));
-        world.until_disk_is_given_up(0);
+        lose_the_only_disk_unflushed(&mut world);
         world.repair_disk(0);
         world.attach(0);
         a_flush_fails_once(&mut world);
