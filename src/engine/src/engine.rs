@@ -603,7 +603,11 @@ impl<P: Payload> Engine<P> {
             Message::ReadRequest { id, volume, range } => {
                 self.read_request_received(p, id, volume, range)
             }
-            Message::DiskLost { volume, missed } => self.disk_lost_received(p, volume, &missed),
+            Message::DiskLost {
+                volume,
+                generation,
+                missed,
+            } => self.disk_lost_received(p, volume, generation, &missed),
             Message::DiskBack { volume } => self.disk_back_received(p, volume),
             Message::Received { through } => self.received_ack(p, through),
             Message::Written { first, count } => self.written_ack(p, first, count),

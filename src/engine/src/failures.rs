@@ -4,17 +4,15 @@
 //! that this node goes on alone (W8), and only then let waiting requests go on. `completion_gate` holds them back until the new
 //! superblock is durable.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::api::{Effect, IoError, Payload};
 use crate::engine::Engine;
-use crate::generation::Identifiers;
 use crate::limits;
 use crate::reports::Reports;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
-use crate::units::{ByteRange, Generation, NodeId, VolumeNumber};
+use crate::units::{ByteRange, Generation, VolumeNumber};
 use crate::volume::After;
 use crate::wire::{GoodbyeReason, Message};
 
@@ -122,6 +120,7 @@ impl<P: Payload> Engine<P> {
             device.paused_there = false;
             device.tracks_misses = false;
             device.misses_tracked = false;
+            device.named_there = Generation::NONE;
             device.invalidation = None;
             device.invalidation_wanted_there = false;
             if ended || !matches!(device.disk, DiskState::Inconsistent | DiskState::Outdated) {
@@ -220,79 +219,6 @@ impl<P: Payload> Engine<P> {
         if let Some(id) = self.peers[p].disconnecting.take() {
             self.command_done(id, Ok(()));
         }
-    }
-
-    // ---- generations ------------------------------------------------------------------------------------------------------------
-
-    fn absent_peers(&self, v: usize) -> Vec<NodeId> {
-        self.peers
-            .iter()
-            .filter(|peer| !peer.devices[v].mirrors())
-            .map(|peer| peer.config.node_id)
-            .collect()
-    }
-
-    /// If an absent peer still shares this node's current generation (it may be missing writes from now on), makes a new one.
-    /// Completions wait for it (W8).
-    pub(crate) fn new_generation_if_shared(&mut self, v: usize, rule: &'static str) {
-        let absent = self.absent_peers(v);
-        if self.is_frozen() {
-            // Nothing is answered before it is made.
-            self.volumes[v].generation_due = true;
-            return;
-        }
-        // Only good data begin a generation; what is written to an Inconsistent disk alone is never completed.
-        if self.volumes[v].disk == DiskState::UpToDate
-            && self.volumes[v]
-                .backing
-                .as_ref()
-                .is_some_and(|backing| backing.identifiers().needs_new_current(&absent))
-        {
-            self.new_generation(v, rule);
-        }
-    }
-
-    /// Makes a new current generation; the old one is remembered for every absent peer that has none remembered yet.
-    pub(crate) fn new_generation(&mut self, v: usize, rule: &'static str) {
-        let random = self.random.draw();
-        let primary = self.role == Role::Primary
-            || self
-                .role_change
-                .as_ref()
-                .is_some_and(|change| change.is_promotion());
-        let absent = self.absent_peers(v);
-        let Some(backing) = self.volumes[v].backing.as_mut() else {
-            return;
-        };
-        let mut identifiers = backing.identifiers();
-        identifiers.new_current(random, primary, &absent);
-        self.follow_identifiers(v, &identifiers, rule);
-    }
-
-    /// Makes these identifiers the volume's; completions wait until they are durable.
-    pub(crate) fn follow_identifiers(
-        &mut self,
-        v: usize,
-        identifiers: &Identifiers,
-        rule: &'static str,
-    ) {
-        let Some(backing) = self.volumes[v].backing.as_mut() else {
-            return;
-        };
-        let old = backing.superblock.current;
-        backing.set_identifiers(identifiers);
-        backing.superblock.flags.crashed_primary = false;
-        backing.crashed_primary = false;
-        backing.completion_gate = backing.writer.want_superblock();
-        let gate = backing.completion_gate;
-        self.volumes[v].after(gate, 0, None, After::Requests);
-        let current = identifiers.current();
-        self.decision(
-            None,
-            Some(v),
-            rule,
-            format!("new current generation {current}, the one before was {old}"),
-        );
     }
 
     // ---- the peer's disk ----------------------------------------------------------------------------------------------------------
@@ -399,6 +325,7 @@ impl<P: Payload> Engine<P> {
         self.received_writes_lost(v);
         for p in 0..self.peers.len() {
             let device = &mut self.peers[p].devices[v];
+            device.named = Generation::NONE;
             device.resync_ending |= device.target.is_some();
             let finishing = (device.source.as_ref()).is_some_and(|source| source.finishing);
             self.stop_resync(p, v);
@@ -434,10 +361,12 @@ impl<P: Payload> Engine<P> {
                     .collect();
                 let number = self.volumes[v].number;
                 self.peers[p].devices[v].misses_tracked = false;
+                let generation = self.name_generation(p, v);
                 self.send(
                     p,
                     Message::DiskLost {
                         volume: number,
+                        generation,
                         missed,
                     },
                 );
@@ -519,6 +448,7 @@ impl<P: Payload> Engine<P> {
         &mut self,
         p: usize,
         number: VolumeNumber,
+        generation: Generation,
         missed: &[ByteRange],
     ) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("an unknown volume")?;
@@ -543,6 +473,7 @@ impl<P: Payload> Engine<P> {
         }
         self.set_replication(p, v, ReplicationState::Established, "primary-lost-its-disk");
         self.peers[p].devices[v].disk = DiskState::Diskless;
+        self.peers[p].devices[v].named_there = generation;
         self.track_misses(p, v, missed);
         Ok(())
     }
@@ -567,7 +498,8 @@ impl<P: Payload> Engine<P> {
                 backing.mark(node, range);
             }
         }
-        self.new_generation_if_shared(v, "primary-lost-its-disk");
+        let named = self.peers[p].devices[v].named_there;
+        self.begin_generation_if_shared(v, named, "primary-lost-its-disk");
         if let Some(backing) = self.volumes[v].backing.as_mut() {
             backing.superblock.flags.al_clean = false;
             let superblock = backing.writer.want_superblock();

@@ -22,6 +22,7 @@ mod handshake;
 mod interval;
 pub mod limits;
 mod liveness;
+mod lone;
 pub mod metadata;
 mod metadata_events;
 mod metadata_writer;

@@ -167,6 +167,10 @@ pub(crate) struct PeerDevice {
     pub tracks_misses: bool,
     /// The peer tracks what this node's lost disk misses.
     pub misses_tracked: bool,
+    /// The generation that this node named to the peer for what its own lost disk misses.
+    pub named: Generation,
+    /// The generation that the peer named for what its lost disk misses.
+    pub named_there: Generation,
     /// This node is to give its data up for the peer's.
     pub invalidation: Option<Invalidation>,
     /// The peer asked for it, and not this node's administrator.
@@ -206,6 +210,8 @@ impl PeerDevice {
             told_to_skip: false,
             tracks_misses: false,
             misses_tracked: false,
+            named: Generation::NONE,
+            named_there: Generation::NONE,
             invalidation: None,
             invalidation_wanted_there: false,
             asked: None,

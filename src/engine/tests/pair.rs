@@ -6,7 +6,7 @@ mod harness;
 
 use harness::*;
 use qrbd_engine::api::{ClientError, Event};
-use qrbd_engine::config::Fencing;
+use qrbd_engine::config::{Fencing, PeerConfig};
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{ByteRange, NodeId};
 use qrbd_engine::wire::Message;
@@ -165,6 +165,169 @@ fn a_primary_whose_disk_fails_goes_on_through_the_peer() {
         ),
         (4, 4)
     );
+}
+
+/// The link breaks with what is held back.
+fn cut_without_it(pair: &mut Pair) {
+    pair.hold_back = None;
+    pair.held_back.clear();
+    pair.cut();
+}
+
+/// The Primary's disk and its metadata fail; the peer notes what it misses, but the answer does not arrive.
+fn lose_the_disk_and_the_answer(pair: &mut Pair) {
+    pair.write(0, 0, 1);
+    pair.nodes[1].rules.clear();
+    pair.hold_back = Some(|message| matches!(message, Message::MissesTracked { .. }));
+    (pair.nodes[0].fail_writes, pair.nodes[0].fail_metadata) = (true, true);
+    let write = pair.start_write(0, 4096, 9);
+    (pair.nodes[0].fail_writes, pair.nodes[0].fail_metadata) = (false, false);
+    assert_eq!(pair.disk(0), DiskState::Diskless);
+    assert!(pair.nodes[1].rules.contains(&"primary-lost-its-disk"));
+    assert!(!pair.nodes[0].completions.contains_key(&write));
+}
+
+#[test]
+fn a_primary_that_takes_its_disk_back_is_ahead_of_a_peer_that_began_a_generation_in_vain() {
+    let mut pair = Pair::synced(&plain);
+    lose_the_disk_and_the_answer(&mut pair);
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    assert_eq!(pair.disk(0), DiskState::UpToDate);
+    pair.write(0, 8192, 5);
+    pair.heal();
+    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
+    pair.assert_equal_and_in_sync();
+    assert_eq!((pair.nodes[1].byte(0), pair.nodes[1].byte(8192)), (1, 5));
+}
+
+#[test]
+fn a_disk_attached_just_before_the_link_breaks_is_taken_back_too() {
+    let mut pair = Pair::synced(&plain);
+    lose_the_disk_and_the_answer(&mut pair);
+    pair.hold_back = Some(|_| true);
+    let attach = pair.attach_command(0);
+    pair.give(0, attach);
+    assert_eq!(pair.disk(0), DiskState::Negotiating);
+    cut_without_it(&mut pair);
+    assert_eq!(pair.disk(0), DiskState::UpToDate);
+    pair.write(0, 8192, 5);
+    pair.heal();
+    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn every_loss_of_the_disk_has_a_generation_of_its_own() {
+    let mut pair = Pair::synced(&plain);
+    pair.detach(0).unwrap();
+    pair.write(0, 16384, 2);
+    pair.attach(0).unwrap();
+    pair.assert_equal_and_in_sync();
+    lose_the_disk_and_the_answer(&mut pair);
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    pair.write(0, 8192, 5);
+    pair.heal();
+    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_disk_taken_back_unwritten_is_ahead_too() {
+    let mut pair = Pair::synced(&plain);
+    lose_the_disk_and_the_answer(&mut pair);
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    pair.heal();
+    assert_eq!(pair.connection(0), ConnectionState::Connected);
+    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_diskless_primary_that_returned_and_left_again_takes_its_disk_back_as_well() {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 1);
+    pair.pass_time();
+    pair.cut();
+    let detach = Command::Detach {
+        volume: VOLUME,
+        force: true,
+    };
+    pair.command(0, detach).unwrap();
+    pair.hold_back = Some(|message| matches!(message, Message::MissesTracked { .. }));
+    pair.heal();
+    assert!(pair.nodes[1].rules.contains(&"primary-lost-its-disk"));
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    assert_eq!(pair.disk(0), DiskState::UpToDate);
+    pair.write(0, 8192, 5);
+    pair.heal();
+    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[1].byte(8192), 5);
+}
+
+#[test]
+fn a_peer_promoted_on_a_generation_that_was_given_up_elsewhere_is_a_split_brain() {
+    let mut pair = Pair::synced(&plain);
+    lose_the_disk_and_the_answer(&mut pair);
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    pair.write(0, 8192, 5);
+    pair.command(1, Command::Promote { force: true }).unwrap();
+    pair.write(1, 12288, 7);
+    pair.heal();
+    assert!(pair.nodes[0].handlers.contains(&"split-brain"));
+    let written = |pair: &Pair, node: usize| {
+        (
+            pair.nodes[node].byte(8192) == 5,
+            pair.nodes[node].byte(12288) == 7,
+        )
+    };
+    assert_eq!(written(&pair, 0), (true, false));
+    assert_eq!(written(&pair, 1), (false, true));
+}
+
+/// A Primary that is frozen until its peer is fenced, with its disk back.
+fn frozen_with_its_disk_back(stonith: &dyn Fn(&mut PeerConfig)) -> Pair {
+    let mut pair = Pair::synced(stonith);
+    lose_the_disk_and_the_answer(&mut pair);
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    assert!(pair.nodes[0].engine.status().suspended_fencing);
+    pair
+}
+
+#[test]
+fn a_frozen_primary_that_is_shot_with_its_disk_back_is_no_split_brain() {
+    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
+    let mut pair = frozen_with_its_disk_back(&stonith);
+    pair.restart(0, &stonith);
+    pair.give(1, Command::Promote { force: false });
+    pair.fenced(1);
+    pair.write(1, 12288, 7);
+    pair.heal();
+    pair.up(0);
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[0].byte(12288), 7);
+}
+
+#[test]
+fn a_frozen_primary_whose_peer_is_fenced_is_ahead_with_its_disk_back() {
+    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
+    let mut pair = frozen_with_its_disk_back(&stonith);
+    let write = pair.start_write(0, 8192, 5);
+    assert!(!pair.nodes[0].completions.contains_key(&write));
+    pair.restart(1, &stonith);
+    pair.fenced(0);
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    pair.heal();
+    pair.up(1);
+    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[1].byte(8192), 5);
 }
 
 #[test]

@@ -125,6 +125,9 @@ impl<P: Payload> Engine<P> {
             peer.config.fencing != Fencing::DontCare
                 && (peer.session.is_some() || peer.devices[v].disk > DiskState::Outdated)
         });
+        if primary && !connected {
+            self.disk_taken_back(v);
+        }
         self.volumes[v].after(version, 0, None, After::Command(id));
         Ok(false)
     }

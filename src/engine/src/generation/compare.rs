@@ -191,6 +191,11 @@ fn different_currents(me: &Side<'_>, peer: &Side<'_>) -> Verdict {
     if missed_start(peer, me) {
         return target(Rule::SyncTargetPeerMissedStart, Extent::Bitmap);
     }
+    match (gave_up(me, peer), gave_up(peer, me)) {
+        (true, false) => return source(Rule::GivenUpSelf, Extent::Bitmap),
+        (false, true) => return target(Rule::GivenUpPeer, Extent::Bitmap),
+        _ => {}
+    }
     match (peer.remembers(me.current), me.remembers(peer.current)) {
         (true, true) => return split(Rule::HistoryCrossed, History::Ancestor),
         (true, false) if me.tracks() => return split(Rule::HistoryPeerDiverged, History::Ancestor),
@@ -226,6 +231,15 @@ fn missed_start(source: &Side<'_>, target: &Side<'_>) -> bool {
             .first()
             .is_some_and(|before| matches(source.bitmap, *before))
         && source.remembers(target.current)
+}
+
+/// `other` began its generation for the lost disk of `primary`, which took that disk back before anything was completed, and remembers
+/// the generation that it had named. Both track since the generation before: their bits cover everything.
+fn gave_up(primary: &Side<'_>, other: &Side<'_>) -> bool {
+    primary.remembers(other.current)
+        && !other.current.made_by_primary()
+        && matches(primary.bitmap, other.bitmap)
+        && !other.remembers(primary.current)
 }
 
 /// Corrects a direction that the disks cannot follow.

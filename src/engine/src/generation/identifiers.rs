@@ -171,6 +171,15 @@ impl Identifiers {
         self.check();
     }
 
+    /// The generation `named` was to be begun by a peer for this node's lost disk, which is back before anything was completed in it: a peer
+    /// that begun it all the same is older than what is written here from now on. See the row `given-up-self` of the table.
+    pub fn give_up(&mut self, named: Generation) {
+        if !self.knows(named) {
+            self.prepend(named);
+        }
+        self.check();
+    }
+
     fn replace_current(&mut self, random: u64, primary: bool) -> Generation {
         let mut bits = random & !Generation::PRIMARY_BIT;
         // Reserved and known values cannot be told from an old generation. Odd steps of an odd multiple of two visit every even value.

@@ -109,7 +109,7 @@ impl<P: Payload> Engine<P> {
         true
     }
 
-    fn volume_hello(&self, p: usize, v: usize, round: u32) -> VolumeHello {
+    fn volume_hello(&mut self, p: usize, v: usize, round: u32) -> VolumeHello {
         let volume = &self.volumes[v];
         let node = self.peers[p].config.node_id;
         let contact = self.peers[p].devices[v].contact;
@@ -121,27 +121,7 @@ impl<P: Payload> Engine<P> {
             .as_ref()
             .filter(|_| volume.disk.has_data() || claimed.is_some())
         else {
-            return VolumeHello {
-                volume: volume.number,
-                round,
-                disk: DiskState::Diskless,
-                attached_anew: false,
-                max_bytes: 0,
-                effective_bytes: volume.size,
-                current: if self.role == Role::Primary {
-                    volume.exposed
-                } else {
-                    crate::units::Generation::NONE
-                },
-                bitmap: crate::units::Generation::NONE,
-                history: Vec::new(),
-                crashed_primary: false,
-                running_since_contact: false,
-                full_sync: false,
-                sync_target: false,
-                bits: 0,
-                cache: volume.cache,
-            };
+            return self.diskless_hello(p, v, round);
         };
         let superblock = &backing.superblock;
         VolumeHello {
@@ -160,6 +140,32 @@ impl<P: Payload> Engine<P> {
             full_sync: superblock.flags.invalidated,
             sync_target: superblock.flags.sync_target,
             bits: backing.bits(node),
+            cache: volume.cache,
+        }
+    }
+
+    fn diskless_hello(&mut self, p: usize, v: usize, round: u32) -> VolumeHello {
+        let named = self.name_generation(p, v);
+        let volume = &self.volumes[v];
+        VolumeHello {
+            volume: volume.number,
+            round,
+            disk: DiskState::Diskless,
+            attached_anew: false,
+            max_bytes: 0,
+            effective_bytes: volume.size,
+            current: if self.role == Role::Primary {
+                volume.exposed
+            } else {
+                crate::units::Generation::NONE
+            },
+            bitmap: named,
+            history: Vec::new(),
+            crashed_primary: false,
+            running_since_contact: false,
+            full_sync: false,
+            sync_target: false,
+            bits: 0,
             cache: volume.cache,
         }
     }

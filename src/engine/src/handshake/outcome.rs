@@ -286,6 +286,9 @@ impl<P: Payload> Engine<P> {
             }
             None => self.send_volume_ready(p, v),
         }
+        if theirs.disk == DiskState::Diskless {
+            self.peers[p].devices[v].named_there = theirs.bitmap;
+        }
         if self.peers[p].role == Role::Primary {
             self.track_misses(p, v, &[]);
         }
@@ -308,6 +311,7 @@ impl<P: Payload> Engine<P> {
             self.set_disk(v, claimed, "metadata");
         } else if current.is_some_and(|current| current.same(self.volumes[v].exposed)) {
             self.set_disk(v, claimed, "clients-saw-these-data");
+            self.disk_taken_back(v);
         } else {
             self.fail_disk(v, "clients-saw-newer-data");
         }

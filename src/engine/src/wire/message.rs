@@ -62,7 +62,8 @@ pub struct VolumeHello {
     pub effective_bytes: u64,
     /// Current generation.
     pub current: Generation,
-    /// The sender's bitmap generation toward the receiver.
+    /// The sender's bitmap generation toward the receiver. Without a disk: the generation that the receiver is to begin once it notes what
+    /// that disk misses.
     pub bitmap: Generation,
     /// The sender's history, newest first.
     pub history: Vec<Generation>,
@@ -286,6 +287,8 @@ pub enum Message<P> {
     DiskLost {
         /// Which volume.
         volume: VolumeNumber,
+        /// The generation that the receiver is to begin for that.
+        generation: Generation,
         /// Ranges of writes sent earlier that did not reach the sender's own disk.
         missed: Vec<ByteRange>,
     },

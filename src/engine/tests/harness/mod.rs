@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use qrbd_engine::api::{ClientError, HandlerId, IoError, LossReason, Notice};
+use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, HandlerId, IoError, LossReason, Notice};
 use qrbd_engine::config::{PeerConfig, VolumeConfig};
 use qrbd_engine::metadata::growth::{DiskSizes, KnownDevice};
 use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage, Step};
@@ -66,6 +66,8 @@ pub struct Node {
     pub handlers: Vec<&'static str>,
     /// With what a handler whose word counts ends at once; `None`: it runs until [`Pair::say`].
     pub says_at_once: Option<i32>,
+    /// `fence-peer` runs until [`Pair::fenced`].
+    pub fencing: Option<FenceId>,
     /// Handlers that run.
     pub asked: VecDeque<(HandlerId, &'static str)>,
     /// Writes that were to be durable by themselves.
@@ -180,6 +182,7 @@ impl Pair {
             rules: Vec::new(),
             handlers: Vec::new(),
             says_at_once: Some(0),
+            fencing: None,
             asked: VecDeque::new(),
             durable_writes: 0,
             fail_writes: false,
@@ -265,6 +268,13 @@ impl Pair {
     pub fn say(&mut self, node: usize, exit_code: Option<i32>) {
         let (id, _) = self.nodes[node].asked.pop_front().expect("a handler runs");
         self.event(node, Event::HandlerAnswered { id, exit_code });
+    }
+
+    /// The node's `fence-peer` ends: its peer was shot.
+    pub fn fenced(&mut self, node: usize) {
+        let id = self.nodes[node].fencing.take().expect("fence-peer runs");
+        let (peer, answer) = (NodeId(1 - node as u8), FenceAnswer::Stonith);
+        self.event(node, Event::PeerFenced { peer, id, answer });
     }
 
     pub fn link(&mut self) -> bool {
@@ -470,7 +480,8 @@ impl Pair {
                     node.answer(self.now, None, event);
                 }
             },
-            Effect::FencePeer { .. } | Effect::Probe { .. } => {}
+            Effect::FencePeer { id, .. } => node.fencing = Some(id),
+            Effect::Probe { .. } => {}
             Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
             Effect::Notice(_) => {}
         }

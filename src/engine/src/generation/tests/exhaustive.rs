@@ -156,7 +156,8 @@ fn check(me: &Side<'_>, peer: &Side<'_>, found: Verdict) {
             // A target that tracks changes of its own, with bits, holds writes that nobody else has, unless it gave its data up.
             let writes_of_its_own =
                 !to.bitmap.is_just_created() && to.bits > 0 && to.disk > DiskLevel::Inconsistent;
-            let declared_void = to.full_sync_requested || to.current.is_just_created();
+            let given_up = matches!(found.rule, Rule::GivenUpSelf | Rule::GivenUpPeer);
+            let declared_void = to.full_sync_requested || to.current.is_just_created() || given_up;
             if writes_of_its_own && !declared_void && from.bits > 0 {
                 panic!("writes discarded without a split brain: {}", context());
             }

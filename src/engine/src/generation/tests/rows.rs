@@ -613,6 +613,55 @@ fn both_written_alone_since_the_same_generation_is_a_split_brain() {
 }
 
 #[test]
+fn generation_begun_for_a_lost_disk_and_given_up_is_the_older_one() {
+    let me = Side {
+        current: X,
+        bitmap: O,
+        history: &[Y],
+        bits: 1,
+        ..side(0)
+    };
+    let peer = Side {
+        current: Y,
+        bitmap: O,
+        bits: 1,
+        ..side(1)
+    };
+    expect(&me, &peer, Rule::GivenUpSelf, BITMAP_SOURCE);
+    // A Primary began it: that one's writes were completed.
+    let completed = Side {
+        current: Generation(Y.0 | Generation::PRIMARY_BIT),
+        ..peer
+    };
+    expect(
+        &me,
+        &completed,
+        Rule::HistorySelfDiverged,
+        Outcome::SplitBrain(History::Ancestor),
+    );
+    // It went on by itself since: a split brain.
+    let went_on = Side {
+        current: Z,
+        history: &[Y],
+        ..peer
+    };
+    expect(
+        &me,
+        &went_on,
+        Rule::BitmapBoth,
+        Outcome::SplitBrain(History::Bitmap),
+    );
+    // Its bits reach back to something else.
+    let other = Side { bitmap: Z, ..peer };
+    expect(
+        &me,
+        &other,
+        Rule::HistorySelfDiverged,
+        Outcome::SplitBrain(History::Ancestor),
+    );
+}
+
+#[test]
 fn common_ancestor_further_back_is_a_split_brain() {
     let me = Side {
         current: X,

@@ -218,6 +218,7 @@ pub(super) fn message<P>(
         },
         MessageKind::DiskLost => Message::DiskLost {
             volume: reader.volume()?,
+            generation: reader.generation("generation")?,
             missed: reader.list(
                 "missed",
                 limits::MAX_MISSED_RANGES,

@@ -282,8 +282,13 @@ pub(super) fn put_body<P>(out: &mut impl Sink, message: &Message<P>) {
             out.volume(*volume);
             out.range(*range);
         }
-        Message::DiskLost { volume, missed } => {
+        Message::DiskLost {
+            volume,
+            generation,
+            missed,
+        } => {
             out.volume(*volume);
+            out.generation(*generation);
             out.count("missed ranges", missed.len(), limits::MAX_MISSED_RANGES);
             for &range in missed {
                 out.range(range);

@@ -29,6 +29,8 @@ pub(super) enum Plant {
     AdoptedBeforeBitsAreMerged,
     AbortedMeetingCountsAsContact,
     UnconfirmedWritesNotMarked,
+    GivenUpGenerationIsForgotten,
+    PrimaryGoesOnInANamedGeneration,
 }
 
 impl Plant {
@@ -43,6 +45,8 @@ impl Plant {
         Plant::AdoptedBeforeBitsAreMerged,
         Plant::AbortedMeetingCountsAsContact,
         Plant::UnconfirmedWritesNotMarked,
+        Plant::GivenUpGenerationIsForgotten,
+        Plant::PrimaryGoesOnInANamedGeneration,
     ];
 }
 
@@ -221,7 +225,11 @@ impl World {
 
     /// Before anything is completed without the peer.
     fn go_on_alone(&mut self, node: usize) {
-        if self.nodes[node].ids.needs_new_current(&[id(1 - node)]) || self.random.chance(10) {
+        let ids = &self.nodes[node].ids;
+        // The peer may have given up what was begun for its lost disk.
+        let lent = !ids.current().made_by_primary()
+            && self.plant != Plant::PrimaryGoesOnInANamedGeneration;
+        if ids.needs_new_current(&[id(1 - node)]) || lent || self.random.chance(10) {
             self.new_current(node);
         }
     }
@@ -744,12 +752,48 @@ impl World {
             {
                 self.nodes[node].disk = DiskLevel::Outdated;
             }
-            197.. if self.protocol == Protocol::A => {
+            197 => self.lose_disk_and_take_it_back(node),
+            198.. if self.protocol == Protocol::A => {
                 self.deliver(if self.nodes[0].primary { 0 } else { 1 })
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// The Primary's disk fails, the peer begins the generation that was named for what it misses, but the answer is lost with the
+    /// connection; the disk is back before anything was completed without it.
+    fn lose_disk_and_take_it_back(&mut self, node: usize) {
+        let peer = 1 - node;
+        let good = |node: &Node| node.up && node.disk == DiskLevel::UpToDate;
+        if self.link != Link::Established
+            || !self.nodes[node].primary
+            || !self.nodes.iter().all(good)
+        {
+            return;
+        }
+        self.deliver(node);
+        if self.random.chance(50) {
+            // It reached the peer alone, and no client was told.
+            let write = self.start_write(node);
+            let Write {
+                block, replaced, ..
+            } = self.writes[write];
+            self.nodes[node].data[block] = replaced;
+            self.nodes[peer].data[block] = write;
+            self.nodes[peer].bits[block] = true;
+        }
+        let named = Generation(self.random.next() & !Generation::PRIMARY_BIT);
+        if self.nodes[peer].ids.needs_new_current(&[id(node)]) {
+            self.nodes[peer]
+                .ids
+                .new_current(named.0, false, &[id(node)]);
+        }
+        self.cut();
+        self.new_current(node);
+        if self.plant != Plant::GivenUpGenerationIsForgotten {
+            self.nodes[node].ids.give_up(named);
+        }
     }
 
     /// Faults stop: the nodes must come to equal data with nothing marked.

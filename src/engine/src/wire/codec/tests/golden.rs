@@ -208,6 +208,7 @@ fn data() -> Vec<Golden> {
         (
             Message::DiskLost {
                 volume: VolumeNumber(3),
+                generation: Generation(0x0807_0605_0403_0200),
                 missed: vec![ByteRange::new(0, 512), ByteRange::new(1 << 20, 4096)],
             },
             r#"
@@ -215,10 +216,11 @@ fn data() -> Vec<Golden> {
             01                version 1
             25                kind DiskLost
             0000              flags
-            1e000000          body length 30
+            26000000          body length 38
             00000000          payload length 0
-            1d330572          checksum
+            9e4538ab          checksum
             0300              volume 3
+            0002030405060708  generation
             02000000          missed: 2 ranges
             0000000000000000  missed[0].offset 0
             00020000          missed[0].length 512

@@ -299,7 +299,7 @@ fn a_number_beyond_its_bounds_is_named() {
         (Goodbye, zeroes(600, 1, &513u32.to_le_bytes()), "text", 513, 0, 512),
         (Resize, zeroes(15, 3, &(device + 1).to_le_bytes()), "bytes", device + 1, 0, device),
         (Resize, zeroes(600, 11, &513u32.to_le_bytes()), "text", 513, 0, 512),
-        (DiskLost, zeroes(6, 2, &16385u32.to_le_bytes()), "missed", 16385, 0, 16384),
+        (DiskLost, zeroes(14, 10, &16385u32.to_le_bytes()), "missed", 16385, 0, 16384),
         (BitmapRuns, zeroes(65544, 3, &65537u32.to_le_bytes()), "runs", 65537, 0, 65536),
         (ResyncBegin, zeroes(14, 10, &[255; 4]), "history", u64::from(u32::MAX), 0, 32),
         (Discard, zeroes(30, 18, &range(0, 0)), "range.length", 0, 1, request),
@@ -308,7 +308,7 @@ fn a_number_beyond_its_bounds_is_named() {
         (Discard, zeroes(30, 18, &range(u64::MAX, 1)), "range.offset", u64::MAX, 0, device - 1),
         (Write, zeroes(30, 18, &range(u64::MAX, 512)), "range.offset", u64::MAX, 0, device - 512),
         (ReadRequest, zeroes(22, 10, &range(0, 0)), "range.length", 0, 1, request),
-        (DiskLost, [&zeroes(6, 2, &[1])[..], &range(0, 0)].concat(), "range.length", 0, 1, request),
+        (DiskLost, [&zeroes(14, 10, &[1])[..], &range(0, 0)].concat(), "range.length", 0, 1, request),
         (Written, zeroes(12, 8, &[0]), "count", 0, 1, buffered),
         (Written, zeroes(12, 8, &16385u32.to_le_bytes()), "count", 16385, 1, buffered),
         (Written, [&u64::MAX.to_le_bytes()[..], &[1, 0, 0, 0]].concat(), "first", u64::MAX, 0, u64::MAX - 1),
@@ -386,7 +386,7 @@ fn a_count_without_its_entries_is_refused_before_anything_is_allocated_for_them(
         (PeerState, zeroes(5 + 3 * 64 - 1, 0, &[1, 64]), "disks"),
         (
             DiskLost,
-            zeroes(6 + 12 * 16384 - 1, 2, &16384u32.to_le_bytes()),
+            zeroes(14 + 12 * 16384 - 1, 10, &16384u32.to_le_bytes()),
             "missed",
         ),
         (

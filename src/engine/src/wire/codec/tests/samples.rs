@@ -168,6 +168,7 @@ pub fn message(kind: MessageKind, from: &mut Source) -> Message<Bytes> {
         },
         MessageKind::DiskLost => Message::DiskLost {
             volume: from.volume(),
+            generation: from.generation(),
             missed: from.list(MAX_MISSED_RANGES, Source::range),
         },
         MessageKind::DiskBack => Message::DiskBack {
