@@ -242,7 +242,7 @@ impl Core {
     }
 
     /// True if clients wait for what this node and the peer tell one another: not under protocol A.
-    fn is_waited_for(&self, peer: NodeId) -> bool {
+    fn waits_for(&self, peer: NodeId) -> bool {
         let of_peer = self.plan.peers.iter().find(|plan| plan.node_id == peer);
         of_peer.is_none_or(PeerPlan::is_waited_for)
     }
@@ -251,6 +251,11 @@ impl Core {
     /// to accept an operation. Not so with more to do: then the disks work while the network encrypts.
     pub(super) fn network_goes_first(&self) -> bool {
         self.sent && self.reactor.outstanding() <= FEW_OPERATIONS
+    }
+
+    /// True if somebody may wait for what this node does next.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.engine.is_waited_for()
     }
 
     /// How much somebody waits for: clients' requests, operations at the disks.
@@ -330,13 +335,15 @@ impl Core {
                 peer,
                 session,
                 message,
+                more,
             } => {
-                self.sent |= self.is_waited_for(peer);
+                self.sent |= self.waits_for(peer);
                 if let Message::PromoteReply { refusal: 0, .. } = message {
                     self.agreements += 1;
                 }
-                self.network.send(peer, session, message);
+                self.network.send(peer, session, message, more);
             }
+            Effect::Push { peer, session } => self.network.push(peer, session),
             Effect::CloseSession { peer, session } => self.network.close_session(peer, session),
             Effect::Probe { peer, session } => self.network.probe(peer, session),
             Effect::StartConnecting { peer } => self.network.start_connecting(now, peer),

@@ -416,7 +416,9 @@ impl Future for Owner {
             if core.poll_disk(context).is_ready() {
                 continue;
             }
-            this.waits.idle(core.under_way());
+            if core.is_waited_for() {
+                this.waits.idle(core.under_way());
+            }
             let Some(deadline) = core.deadline() else {
                 return Poll::Pending;
             };

@@ -232,6 +232,7 @@ impl Network {
         node: NodeId,
         session: SessionId,
         message: Message<EnginePayload>,
+        more: bool,
     ) {
         let index = self.known(node);
         let peer = &mut self.peers[index];
@@ -248,7 +249,12 @@ impl Network {
             peer.traffic.entry(volume).or_default().sent_bytes += bytes;
         }
         let payload = take_payload(message).map(EnginePayload::into_bytes);
-        if let Err(error) = live.handle.send(lane, head, payload) {
+        let taken = if more {
+            live.handle.queue(lane, head, payload)
+        } else {
+            live.handle.send(lane, head, payload)
+        };
+        if let Err(error) = taken {
             // A session that is over reports its loss by itself. One that is too slow for its bound cannot go on with a gap.
             if live.handle.is_open() {
                 warn!(
@@ -257,6 +263,14 @@ impl Network {
                 );
                 live.handle.close("the send queue is full");
             }
+        }
+    }
+
+    /// What was sent with `more` leaves now.
+    pub(super) fn push(&self, node: NodeId, session: SessionId) {
+        let live = self.peers[self.known(node)].live.as_ref();
+        if let Some(live) = live.filter(|live| live.id == session) {
+            live.handle.push(Lane::Data);
         }
     }
 

@@ -461,6 +461,16 @@ pub enum Effect<P> {
         session: SessionId,
         /// The message; [`Message::lane`] tells the lane.
         message: Message<P>,
+        /// Nobody waits for it, and more follows on the data lane: it may be kept, in its order, until the next one there without this
+        /// mark, or until [`Effect::Push`].
+        more: bool,
+    },
+    /// What was sent with the mark `more`, on the data lane, leaves now.
+    Push {
+        /// To whom.
+        peer: NodeId,
+        /// On which session.
+        session: SessionId,
     },
     /// Somebody waits for a peer that may be dead: have its machine asked whether anybody listens at its address, if there is a way
     /// to, and tell if it says no ([`Event::NobodyListens`]).

@@ -13,12 +13,14 @@ use slab::Slab;
 use crate::api::{CommandId, Effect, Event, IoError, IoId, LossReason, Notice, Payload, SessionId};
 use crate::commands::{Deferred, RoleChange, SkipCommand};
 use crate::config::EngineConfig;
+use crate::limits;
 use crate::peer::Peer;
 use crate::random::Random;
 use crate::request::Request;
 use crate::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use crate::units::{Generation, NodeId, Time, VolumeNumber};
 use crate::volume::Volume;
+use crate::wire::message::Protocol;
 use crate::wire::{GoodbyeReason, Message};
 
 /// Who waits for a disk operation.
@@ -175,6 +177,17 @@ impl<P: Payload> Engine<P> {
         self.effects.pop_front()
     }
 
+    /// True if somebody may wait for what this node does next: its own clients, or those of a Primary that waits for this node. Under
+    /// protocol A nobody waits for a Secondary, unless it falls behind: a Primary whose buffer is full slows its clients.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.role == Role::Primary
+            || self.peers.iter().any(|peer| {
+                peer.config.protocol != Protocol::A
+                    || peer.receiver.buffered() > limits::UNHURRIED_OPERATIONS
+            })
+    }
+
     /// When [`Event::Tick`] is due, if nothing else happens.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {
@@ -189,6 +202,7 @@ impl<P: Payload> Engine<P> {
             consider(peer.settle_deadline);
             consider(peer.idle_barrier);
             consider(peer.reports.due);
+            consider(peer.gathered.due);
             if peer.session.is_some() && peer.connection == ConnectionState::Connected {
                 consider(Some(peer.ping.map_or(
                     peer.last_heard.after(peer.config.ping_interval),
@@ -279,20 +293,6 @@ impl<P: Payload> Engine<P> {
 
     pub(crate) fn effect(&mut self, effect: Effect<P>) {
         self.effects.push_back(effect);
-    }
-
-    pub(crate) fn send(&mut self, p: usize, message: Message<P>) {
-        let now = self.now;
-        let peer = &mut self.peers[p];
-        if let Some(session) = peer.session {
-            peer.last_sent = now;
-            let node = peer.config.node_id;
-            self.effects.push_back(Effect::Send {
-                peer: node,
-                session,
-                message,
-            });
-        }
     }
 
     pub(crate) fn command_done(&mut self, id: CommandId, result: Result<(), Refusal>) {
@@ -710,6 +710,9 @@ impl<P: Payload> Engine<P> {
             if !progress {
                 break;
             }
+        }
+        for p in 0..self.peers.len() {
+            self.release_gathered(p);
         }
         self.watch_primary();
     }

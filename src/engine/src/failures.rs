@@ -9,11 +9,12 @@ use alloc::vec::Vec;
 
 use crate::api::{Effect, IoError, Payload};
 use crate::engine::Engine;
+use crate::gathering::Gathered;
 use crate::limits;
 use crate::reports::Reports;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::units::{ByteRange, Generation, VolumeNumber};
-use crate::volume::After;
+use crate::volume::{After, Volume};
 use crate::wire::{GoodbyeReason, Message};
 
 impl<P: Payload> Engine<P> {
@@ -94,6 +95,7 @@ impl<P: Payload> Engine<P> {
         self.peers[p].idle_barrier = None;
         self.peers[p].granted = None;
         self.peers[p].reports = Reports::default();
+        self.peers[p].gathered = Gathered::default();
         self.peers[p].bitmap_parts = 0;
         self.peers[p].role = Role::Unknown;
         for v in 0..self.volumes.len() {
@@ -485,7 +487,6 @@ impl<P: Payload> Engine<P> {
         }
         let node = self.peers[p].config.node_id;
         self.peers[p].devices[v].tracks_misses = true;
-        self.peers[p].devices[v].contact = None;
         // Operations that were received and not started yet do not know that they must be logged; mark their ranges as well.
         let under_way: Vec<_> = self.peers[p]
             .received
@@ -498,8 +499,16 @@ impl<P: Payload> Engine<P> {
                 backing.mark(node, range);
             }
         }
-        let named = self.peers[p].devices[v].named_there;
+        let current = |volume: &Volume| {
+            let backing = volume.backing.as_ref();
+            backing.map(|backing| backing.superblock.current)
+        };
+        let device = &self.peers[p].devices[v];
+        let (named, before) = (device.named_there, current(&self.volumes[v]));
+        let in_contact = before.is_some() && device.contact == before;
         self.begin_generation_if_shared(v, named, "primary-lost-its-disk");
+        // This disk has everything that was completed, as before.
+        self.peers[p].devices[v].contact = current(&self.volumes[v]).filter(|_| in_contact);
         if let Some(backing) = self.volumes[v].backing.as_mut() {
             backing.superblock.flags.al_clean = false;
             let superblock = backing.writer.want_superblock();

@@ -79,7 +79,6 @@ impl<P: Payload> Engine<P> {
         );
         for v in 0..self.volumes.len() {
             if core::mem::take(&mut self.volumes[v].generation_due) {
-                self.give_up_named(v);
                 self.new_generation_if_shared(v, rule);
             }
             self.update_requests(v);

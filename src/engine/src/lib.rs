@@ -17,6 +17,7 @@ pub mod config;
 mod engine;
 mod failures;
 mod fencing;
+mod gathering;
 pub mod generation;
 mod handshake;
 mod interval;

@@ -28,6 +28,14 @@ pub const REPORT_OPERATIONS: usize = 32;
 pub const REPORT_BYTES: u64 = 512 << 10;
 /// or of as many operations as this part of the activity log has extents.
 pub const REPORT_LOG_PART: usize = 4;
+/// Milliseconds for which a write that no client waits for is gathered with those that follow, before it is sent,
+pub const SEND_GATHER_MS: u64 = 1;
+/// or until there are so many,
+pub const SEND_OPERATIONS: usize = 4;
+/// or so many bytes.
+pub const SEND_BYTES: u64 = 16 << 10;
+/// Operations of a Primary under protocol A that a Secondary may have before it is called behind.
+pub const UNHURRIED_OPERATIONS: usize = 16;
 /// Milliseconds without a new write after which an open epoch is closed, so that its entries can retire.
 pub const IDLE_BARRIER_MS: u64 = 100;
 /// The part of `ping-timeout` that a ping is given when the peer's machine says that nobody listens there: one of so many.

@@ -6,7 +6,6 @@ use alloc::vec::Vec;
 use crate::api::Payload;
 use crate::engine::Engine;
 use crate::generation::Identifiers;
-use crate::peer::Peer;
 use crate::state::{DiskState, Role};
 use crate::units::{Generation, NodeId};
 use crate::volume::After;
@@ -105,31 +104,23 @@ impl<P: Payload> Engine<P> {
     }
 
     /// A peer may have begun the generation that was named to it, and the answer, without which nothing is completed in it, did not arrive.
-    /// From here on this node, whose disk is back, is ahead of that one too.
-    pub(crate) fn give_up_named(&mut self, v: usize) {
-        let named = |peer: &Peer<P>| peer.devices[v].named;
-        let named = self.peers.iter().map(named);
-        let named: Vec<_> = named.filter(|named| !named.is_none()).collect();
-        if named.is_empty() || self.volumes[v].disk != DiskState::UpToDate {
-            return;
-        }
-        if self.is_frozen() {
-            self.volumes[v].generation_due = true;
-            return;
-        }
-        for peer in &mut self.peers {
-            peer.devices[v].named = Generation::NONE;
-        }
-        self.new_generation(v, "clients-saw-these-data");
-        let Some(backing) = self.volumes[v].backing.as_mut() else {
+    /// That it was in vain is remembered beside this node's own generation, in which nothing changes before something is completed alone.
+    fn give_up_named(&mut self, v: usize) {
+        let named: Vec<_> = (self.peers.iter_mut())
+            .map(|peer| core::mem::take(&mut peer.devices[v].named))
+            .filter(|named| !named.is_none())
+            .collect();
+        let good = self.volumes[v].disk == DiskState::UpToDate;
+        let backing = self.volumes[v].backing.as_mut();
+        let Some(backing) = backing.filter(|_| good && !named.is_empty()) else {
             return;
         };
         let mut identifiers = backing.identifiers();
         for named in named {
             identifiers.give_up(named);
         }
-        // In the same superblock.
         backing.set_identifiers(&identifiers);
+        backing.writer.want_superblock();
     }
 
     /// Makes these identifiers the volume's; completions wait until they are durable.

@@ -11,6 +11,7 @@ use slab::Slab;
 use crate::api::SessionId;
 use crate::config::PeerConfig;
 use crate::fencing::Fence;
+use crate::gathering::Gathered;
 use crate::interval::IntervalId;
 use crate::receiver::{Received, Receiver};
 use crate::reports::Reports;
@@ -293,6 +294,8 @@ pub(crate) struct Peer<P> {
     /// Parts of bitmaps that were sent and not taken up, of all volumes.
     pub bitmap_parts: usize,
     pub reports: Reports,
+    /// Writes and barriers that the shell keeps for more of their kind.
+    pub gathered: Gathered,
     /// Requests that wait for an epoch to be durable at the peer: (request, epoch).
     pub barrier_waiters: Vec<(usize, u64)>,
     pub last_heard: Time,
@@ -340,6 +343,7 @@ impl<P> Peer<P> {
             resync_writes: Slab::new(),
             bitmap_parts: 0,
             reports: Reports::default(),
+            gathered: Gathered::default(),
             barrier_waiters: Vec::new(),
             last_heard: Time(0),
             heard_in: 0,

@@ -107,7 +107,7 @@ impl<P: Payload> Engine<P> {
     }
 
     /// Operations that may be gathered.
-    fn most_gathered(&self) -> usize {
+    pub(crate) fn most_gathered(&self) -> usize {
         let logs = self.volumes.iter().map(|volume| volume.config.al_extents);
         let log = logs.min().unwrap_or(0).max(limits::MIN_AL_EXTENTS) as usize;
         (log / limits::REPORT_LOG_PART).min(limits::REPORT_OPERATIONS)

@@ -218,6 +218,20 @@ fn a_disk_attached_just_before_the_link_breaks_is_taken_back_too() {
 }
 
 #[test]
+fn the_survivor_has_what_a_primary_lost_that_crashed_with_its_disk_back() {
+    let mut pair = Pair::synced(&plain);
+    lose_the_disk_and_the_answer(&mut pair);
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    pair.restart(0, &plain);
+    pair.heal();
+    pair.up(0);
+    assert!(pair.nodes[0].rules.contains(&"bitmap-peer"));
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[0].byte(4096), 9, "the peer had it");
+}
+
+#[test]
 fn every_loss_of_the_disk_has_a_generation_of_its_own() {
     let mut pair = Pair::synced(&plain);
     pair.detach(0).unwrap();
@@ -312,6 +326,17 @@ fn a_frozen_primary_that_is_shot_with_its_disk_back_is_no_split_brain() {
     pair.up(0);
     pair.assert_equal_and_in_sync();
     assert_eq!(pair.nodes[0].byte(12288), 7);
+}
+
+#[test]
+fn a_frozen_primary_with_its_disk_back_goes_on_with_its_peer() {
+    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
+    let mut pair = frozen_with_its_disk_back(&stonith);
+    let write = pair.start_write(0, 8192, 5);
+    pair.heal();
+    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    pair.assert_equal_and_in_sync();
 }
 
 #[test]

@@ -296,8 +296,7 @@ impl Session {
         self.0.is_open()
     }
 
-    /// Queues a frame at the end of `lane`: `head` is header and body. Copies nothing and does not wait; the buffers are
-    /// released when the peer has acknowledged their packets.
+    /// Sends a frame at the end of `lane`: [`queue`](Self::queue) and [`push`](Self::push).
     ///
     /// # Errors
     /// If the session is over or too much is queued; the frame was not taken.
@@ -305,6 +304,25 @@ impl Session {
     /// # Panics
     /// If the lengths of the frame are not those that its header announces: the peer would lose the thread.
     pub fn send(&self, lane: Lane, head: Bytes, payload: Option<Bytes>) -> Result<(), SendError> {
+        self.queue(lane, head, payload)?;
+        self.push(lane);
+        Ok(())
+    }
+
+    /// Has everything that is queued on `lane` leave.
+    pub fn push(&self, lane: Lane) {
+        self.0.lane(lane).work.notify_one();
+    }
+
+    /// Queues a frame at the end of `lane`: `head` is header and body. It leaves with the next one that is sent there, or is pushed.
+    /// Copies nothing and does not wait; the buffers are released when the peer has acknowledged their packets.
+    ///
+    /// # Errors
+    /// If the session is over or too much is queued; the frame was not taken.
+    ///
+    /// # Panics
+    /// If the lengths of the frame are not those that its header announces: the peer would lose the thread.
+    pub fn queue(&self, lane: Lane, head: Bytes, payload: Option<Bytes>) -> Result<(), SendError> {
         let payload_bytes = payload.as_ref().map_or(0, Bytes::len);
         let announced =
             (self.0.lengths)(&head[..self.0.header_bytes]).expect("the owner's own header");
@@ -332,7 +350,6 @@ impl Session {
             return Err(SendError::Closed);
         }
         state.sent.add(bytes);
-        state.work.notify_one();
         Ok(())
     }
 
@@ -351,6 +368,7 @@ impl Session {
 
     /// Waits until at most `bytes` of `lane` are queued, or the session is over.
     pub async fn drained_to(&self, lane: Lane, bytes: usize) {
+        self.push(lane);
         let state = self.0.lane(lane);
         loop {
             let drained = state.drained.notified();

@@ -269,7 +269,9 @@ impl World {
                 peer,
                 session,
                 message,
-            } => self.send(node, peer, session, message),
+                more,
+            } => self.send(node, peer, session, message, more),
+            Effect::Push { peer, session } => self.push(node, peer, session),
             Effect::CloseSession { peer, session } => self.close(node, peer, session),
             Effect::Probe { peer, session } => self.probe(node, usize::from(peer.0), session),
             Effect::StartConnecting { peer } => {

@@ -25,10 +25,24 @@ pub type NodeIndex = usize;
 pub struct LaneQueue {
     /// Messages on their way.
     pub messages: VecDeque<(Micros, Message<Stamps>)>,
+    /// So many of the last ones are kept by the sender, which expects more of them.
+    pub kept: usize,
     /// Delivery time of the last message sent.
     last_at: Micros,
     /// True while a delivery is scheduled.
     pub scheduled: bool,
+}
+
+impl LaneQueue {
+    /// What is kept leaves, and may be delivered at `at`.
+    pub fn push(&mut self, at: Micros) {
+        self.last_at = self.last_at.max(at);
+        let sent = self.messages.len() - self.kept;
+        for (time, _) in self.messages.range_mut(sent..) {
+            *time = self.last_at;
+        }
+        self.kept = 0;
+    }
 }
 
 /// What an end knows of its session.
@@ -77,18 +91,21 @@ impl Connection {
         usize::from(self.ends[0].node != node)
     }
 
-    /// Queues a message; returns when it may be delivered.
+    /// Queues a message that may be delivered at `at`; with `more` it is kept.
     pub fn send(
         &mut self,
         from: usize,
         lane: Lane,
         message: Message<Stamps>,
         at: Micros,
-    ) -> Micros {
+        more: bool,
+    ) {
         let queue = &mut self.lanes[from][lane as usize];
-        queue.last_at = queue.last_at.max(at);
-        queue.messages.push_back((queue.last_at, message));
-        queue.last_at
+        queue.messages.push_back((at, message));
+        queue.kept += 1;
+        if !more {
+            queue.push(at);
+        }
     }
 
     /// Messages on their way to end `to`.
@@ -104,12 +121,14 @@ impl Connection {
     pub fn die(&mut self, random: &mut Random) {
         self.dead = true;
         for lane in self.lanes.iter_mut().flatten() {
+            lane.messages.truncate(lane.messages.len() - lane.kept);
             let keep = match random.below(3) {
                 0 => 0,
                 1 => lane.messages.len(),
                 _ => random.below(lane.messages.len() as u64 + 1) as usize,
             };
             lane.messages.truncate(keep);
+            lane.kept = 0;
         }
     }
 

@@ -355,6 +355,7 @@ impl World {
         peer: NodeId,
         session: SessionId,
         message: Message<Stamps>,
+        more: bool,
     ) {
         let peer = usize::from(peer.0);
         let lane = message.lane();
@@ -375,9 +376,26 @@ impl World {
         let link = &self.links[shell.link];
         let delay = self.network_random.delay(link.delay.0, link.delay.1);
         let at = self.now + delay;
-        self.connections[connection].send(end, lane, message, at);
+        self.connections[connection].send(end, lane, message, at, more);
         self.check_lane(connection, end);
         self.deliver_later(connection, end, lane);
+    }
+
+    /// What the node kept for this session, because more was to follow, leaves.
+    pub(crate) fn push(&mut self, node: NodeIndex, peer: NodeId, session: SessionId) {
+        let Some((current, connection)) = self.process(node).sessions[usize::from(peer.0)] else {
+            return;
+        };
+        let shell = &self.connections[connection];
+        let end = shell.end_of(node);
+        if current != session || shell.dead || shell.ends[end].closing {
+            return;
+        }
+        let link = &self.links[shell.link];
+        let delay = self.network_random.delay(link.delay.0, link.delay.1);
+        let at = self.now + delay;
+        self.connections[connection].lanes[end][Lane::Data as usize].push(at);
+        self.deliver_later(connection, end, Lane::Data);
     }
 
     pub(crate) fn deliver_later(&mut self, connection: usize, from: usize, lane: Lane) {
@@ -386,6 +404,7 @@ impl World {
         let up = shell.ends[1 - from].state == EndState::Up;
         let queue = &mut shell.lanes[from][lane as usize];
         if let Some((at, _)) = queue.messages.front()
+            && queue.messages.len() > queue.kept
             && !queue.scheduled
             && !blocked
             && up

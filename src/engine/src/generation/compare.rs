@@ -147,9 +147,13 @@ fn nothing_marked(me: &Side<'_>, peer: &Side<'_>) -> Rule {
     }
 }
 
+fn completed_is_on_both(one: &Side<'_>, other: &Side<'_>) -> bool {
+    one.protocol == Protocol::C && other.protocol == Protocol::C
+}
+
 /// Same generation, blocks marked, nobody is Primary now, at least one side crashed as Primary.
 fn after_crash(me: &Side<'_>, peer: &Side<'_>) -> Verdict {
-    let completed_is_on_both = me.protocol == Protocol::C && peer.protocol == Protocol::C;
+    let completed_is_on_both = completed_is_on_both(me, peer);
     match (me.crashed_primary, peer.crashed_primary) {
         (true, false) if completed_is_on_both && peer.still_running_since_contact => {
             target(Rule::SurvivorPeer, Extent::Bitmap)
@@ -173,6 +177,11 @@ fn lower_node_id(rule: Rule, me: &Side<'_>, peer: &Side<'_>) -> Verdict {
 
 /// The sides claim different versions: find the ancestor.
 fn different_currents(me: &Side<'_>, peer: &Side<'_>) -> Verdict {
+    match (gave_up(me, peer), gave_up(peer, me)) {
+        (true, false) => return source(Rule::GivenUpSelf, Extent::Bitmap),
+        (false, true) => return target(Rule::GivenUpPeer, Extent::Bitmap),
+        _ => {}
+    }
     // A would-be target that tracks changes of its own may have written alone, and is no mere older copy.
     match (
         matches(me.current, peer.bitmap),
@@ -190,11 +199,6 @@ fn different_currents(me: &Side<'_>, peer: &Side<'_>) -> Verdict {
     }
     if missed_start(peer, me) {
         return target(Rule::SyncTargetPeerMissedStart, Extent::Bitmap);
-    }
-    match (gave_up(me, peer), gave_up(peer, me)) {
-        (true, false) => return source(Rule::GivenUpSelf, Extent::Bitmap),
-        (false, true) => return target(Rule::GivenUpPeer, Extent::Bitmap),
-        _ => {}
     }
     match (peer.remembers(me.current), me.remembers(peer.current)) {
         (true, true) => return split(Rule::HistoryCrossed, History::Ancestor),
@@ -233,12 +237,23 @@ fn missed_start(source: &Side<'_>, target: &Side<'_>) -> bool {
         && source.remembers(target.current)
 }
 
-/// `other` began its generation for the lost disk of `primary`, which took that disk back before anything was completed, and remembers
-/// the generation that it had named. Both track since the generation before: their bits cover everything.
+/// `other` began its generation for the lost disk of `primary`, which took that disk back before anything was completed in it, and remembers
+/// the generation that it had named. Since then it went on alone, or nothing was completed that `other` had not received; the bits of both
+/// cover everything.
 fn gave_up(primary: &Side<'_>, other: &Side<'_>) -> bool {
-    primary.remembers(other.current)
+    let since_the_same = if primary.tracks() {
+        matches(primary.bitmap, other.bitmap)
+    } else {
+        // As after a crash in one generation: what that took from the cache, the survivor has.
+        let survivor = primary.crashed_primary
+            && !primary.acts_as_primary()
+            && completed_is_on_both(primary, other)
+            && other.still_running_since_contact;
+        matches(primary.current, other.bitmap) && !survivor
+    };
+    since_the_same
+        && primary.remembers(other.current)
         && !other.current.made_by_primary()
-        && matches(primary.bitmap, other.bitmap)
         && !other.remembers(primary.current)
 }
 

@@ -172,7 +172,7 @@ impl Identifiers {
     }
 
     /// The generation `named` was to be begun by a peer for this node's lost disk, which is back before anything was completed in it: a peer
-    /// that begun it all the same is older than what is written here from now on. See the row `given-up-self` of the table.
+    /// that began it has nothing that this node lacks. See the row `given-up-self` of the table.
     pub fn give_up(&mut self, named: Generation) {
         if !self.knows(named) {
             self.prepend(named);

@@ -96,6 +96,10 @@ rules! {
     BetterDiskPeer = "better-disk-peer", mirror BetterDiskSelf;
     /// Same generation, both hold bits: the lower node id is the source.
     LeftoverBitsBoth = "leftover-bits-both", mirror LeftoverBitsBoth;
+    /// The peer's generation was begun for my lost disk and given up by me: nothing was completed in it.
+    GivenUpSelf = "given-up-self", mirror GivenUpPeer;
+    /// My generation was begun for the peer's lost disk and given up by it: nothing was completed in it.
+    GivenUpPeer = "given-up-peer", mirror GivenUpSelf;
     /// Each side left the other's current generation behind.
     BitmapCrossed = "bitmap-crossed", mirror BitmapCrossed;
     /// The peer went on from my generation, but I track changes of my own.
@@ -110,10 +114,6 @@ rules! {
     SyncSourceMissedStart = "sync-source-missed-start", mirror SyncTargetPeerMissedStart;
     /// I began a resync from the peer; it never learned it and went on.
     SyncTargetPeerMissedStart = "sync-target-peer-missed-start", mirror SyncSourceMissedStart;
-    /// The peer's generation was begun for my lost disk and given up by me: nothing was completed in it.
-    GivenUpSelf = "given-up-self", mirror GivenUpPeer;
-    /// My generation was begun for the peer's lost disk and given up by it: nothing was completed in it.
-    GivenUpPeer = "given-up-peer", mirror GivenUpSelf;
     /// Each side has the other's current generation in its history.
     HistoryCrossed = "history-crossed", mirror HistoryCrossed;
     /// My generation is an old one of the peer, but I track changes of my own.

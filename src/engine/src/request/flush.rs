@@ -77,6 +77,7 @@ impl<P: Payload> Engine<P> {
             let node = self.peers[p].config.node_id;
             if self.peers[p].devices[v].mirrors() {
                 self.close_epoch(p);
+                self.push_gathered(p);
                 let epoch = self.peers[p].log.last_epoch_with_entries();
                 if self.waits_for_durability(p, v) && epoch > self.peers[p].log.durable_epoch() {
                     self.requests[key].barriers.push((p, epoch));

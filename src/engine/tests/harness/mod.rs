@@ -481,7 +481,8 @@ impl Pair {
                 }
             },
             Effect::FencePeer { id, .. } => node.fencing = Some(id),
-            Effect::Probe { .. } => {}
+            // A message may leave at once although more follows.
+            Effect::Probe { .. } | Effect::Push { .. } => {}
             Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
             Effect::Notice(_) => {}
         }

@@ -209,3 +209,24 @@ async fn sending_a_frame_whose_header_lies_is_a_bug() {
     });
     assert!(std::panic::catch_unwind(lie).is_err());
 }
+
+#[tokio::test]
+async fn a_queued_frame_leaves_with_the_next_that_is_sent_or_when_it_is_pushed() {
+    let (_a, on_a, mut b, _on_b) = pair().await;
+    for lane in [Lane::Data, Lane::Control] {
+        on_a.send(lane, head(0, b"", 0), None).unwrap();
+        b.frame().await;
+    }
+    on_a.queue(Lane::Data, head(1, b"", 0), None).unwrap();
+    on_a.send(Lane::Control, head(2, b"", 0), None).unwrap();
+    assert_eq!(b.frame().await.lane, Lane::Control, "the other one waits");
+    on_a.push(Lane::Data);
+    assert_eq!(b.frame().await.head, head(1, b"", 0));
+    on_a.queue(Lane::Data, head(3, b"", 0), None).unwrap();
+    on_a.send(Lane::Data, head(4, b"", 0), None).unwrap();
+    assert_eq!(b.frame().await.head, head(3, b"", 0));
+    assert_eq!(b.frame().await.head, head(4, b"", 0));
+    on_a.queue(Lane::Data, head(5, b"", 0), None).unwrap();
+    on_a.drained_to(Lane::Data, 0).await;
+    assert_eq!(b.frame().await.head, head(5, b"", 0));
+}

@@ -628,6 +628,39 @@ fn generation_begun_for_a_lost_disk_and_given_up_is_the_older_one() {
         ..side(1)
     };
     expect(&me, &peer, Rule::GivenUpSelf, BITMAP_SOURCE);
+    // Nothing was written since.
+    let unwritten = Side {
+        current: O,
+        bitmap: Generation::NONE,
+        ..me
+    };
+    expect(&unwritten, &peer, Rule::GivenUpSelf, BITMAP_SOURCE);
+    // It crashed: the survivor has what its cache lost, unless it did not wait for that one.
+    let crashed = Side {
+        crashed_primary: true,
+        ..unwritten
+    };
+    let survivor = Side {
+        still_running_since_contact: true,
+        ..peer
+    };
+    expect(&crashed, &survivor, Rule::BitmapPeer, BITMAP_TARGET);
+    expect(&crashed, &peer, Rule::GivenUpSelf, BITMAP_SOURCE);
+    let back = Side {
+        role_primary: true,
+        ..crashed
+    };
+    expect(&back, &survivor, Rule::GivenUpSelf, BITMAP_SOURCE);
+    let loose = |side| Side {
+        protocol: Protocol::A,
+        ..side
+    };
+    expect(
+        &loose(crashed),
+        &loose(survivor),
+        Rule::GivenUpSelf,
+        BITMAP_SOURCE,
+    );
     // A Primary began it: that one's writes were completed.
     let completed = Side {
         current: Generation(Y.0 | Generation::PRIMARY_BIT),

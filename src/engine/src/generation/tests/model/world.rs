@@ -444,6 +444,11 @@ impl World {
             return;
         }
         let random = self.random.next();
+        // A person declares these data to be the ones that count.
+        for write in 0..self.writes.len() {
+            self.writes[write].forfeited |=
+                !self.has(node, write) && !self.writes[write].own_generation;
+        }
         let me = &mut self.nodes[node];
         me.primary = true;
         if me.disk == DiskLevel::Inconsistent {
@@ -790,7 +795,6 @@ impl World {
                 .new_current(named.0, false, &[id(node)]);
         }
         self.cut();
-        self.new_current(node);
         if self.plant != Plant::GivenUpGenerationIsForgotten {
             self.nodes[node].ids.give_up(named);
         }
