@@ -323,6 +323,7 @@ impl Pair {
             | Effect::Handler { .. }
             | Effect::FencePeer { .. }
             | Effect::Probe { .. }
+            | Effect::Push { .. }
             | Effect::AskHandler { .. }
             | Effect::MeasureDisk { .. }
             | Effect::RememberDisk { .. }

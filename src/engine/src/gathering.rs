@@ -5,13 +5,13 @@
 //! [`limits::SEND_GATHER_MS`] have passed.
 //!
 //! Invariants: what is gathered leaves with whatever else is sent on the data lane, before a goodbye, and when a client flushes: what an
-//! application made durable is on its way to the peer. Nothing is gathered while anybody waits for the peer: without a good disk here, during a
-//! resync, or when a request wants a barrier there.
+//! application made durable is on its way to the peer. Nothing is gathered while anybody waits for the peer: without a good disk here, or during a
+//! resync.
 
 use crate::api::{Effect, Payload};
 use crate::engine::Engine;
 use crate::limits;
-use crate::state::{DiskState, ReplicationState};
+use crate::state::DiskState;
 use crate::units::Time;
 use crate::wire::message::Protocol;
 use crate::wire::{Lane, Message};
@@ -96,15 +96,8 @@ impl<P: Payload> Engine<P> {
     fn gathers_writes(&self, p: usize) -> bool {
         let peer = &self.peers[p];
         peer.config.protocol == Protocol::A
-            && peer.barrier_waiters.is_empty()
-            && self
-                .volumes
-                .iter()
-                .zip(&peer.devices)
-                .all(|(volume, device)| {
-                    volume.disk == DiskState::UpToDate
-                        && device.disk == DiskState::UpToDate
-                        && device.replication == ReplicationState::Established
-                })
+            && (self.volumes.iter().zip(&peer.devices)).all(|(volume, device)| {
+                volume.disk == DiskState::UpToDate && device.disk == DiskState::UpToDate
+            })
     }
 }

@@ -16,7 +16,7 @@ use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage, Step};
 use qrbd_engine::metadata::layout::Placement;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState};
 use qrbd_engine::units::{ByteRange, NodeId, Time, VolumeNumber};
-use qrbd_engine::wire::Message;
+use qrbd_engine::wire::{Lane, Message};
 use qrbd_engine::{
     Command, CommandId, Effect, Engine, EngineConfig, Event, Operation, Payload, RequestId,
     SessionId,
@@ -95,6 +95,8 @@ pub struct Pair {
     /// Messages for which this is true do not arrive before [`Pair::release`].
     pub hold_back: Option<fn(&Message<Bytes>) -> bool>,
     pub held_back: VecDeque<(usize, SessionId, Message<Bytes>)>,
+    /// Messages of the data lane that may be kept because more follows.
+    pub kept: usize,
     /// What the nodes reported of received operations.
     pub reports: Vec<Message<Bytes>>,
     /// Parts of bitmaps that were sent, and the most that were on their way at the same time.
@@ -203,6 +205,7 @@ impl Pair {
             resync_ranges: Vec::new(),
             hold_back: None,
             held_back: VecDeque::new(),
+            kept: 0,
             bitmap_parts: 0,
             most_bitmap_parts: 0,
             reports: Vec::new(),
@@ -412,8 +415,15 @@ impl Pair {
                 );
             }
             Effect::Send {
-                session, message, ..
+                session,
+                message,
+                more,
+                ..
             } => {
+                // Arrives at once although it may be kept, which no engine can rely on.
+                if message.lane() == Lane::Data {
+                    self.kept = if more { self.kept + 1 } else { 0 };
+                }
                 if let Message::ResyncData { range, .. } | Message::ResyncZeroes { range, .. } =
                     &message
                 {
@@ -481,8 +491,8 @@ impl Pair {
                 }
             },
             Effect::FencePeer { id, .. } => node.fencing = Some(id),
-            // A message may leave at once although more follows.
-            Effect::Probe { .. } | Effect::Push { .. } => {}
+            Effect::Push { .. } => self.kept = 0,
+            Effect::Probe { .. } => {}
             Effect::Notice(Notice::Decision { rule, .. }) => node.rules.push(rule),
             Effect::Notice(_) => {}
         }
