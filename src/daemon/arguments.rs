@@ -64,7 +64,8 @@ pub struct Arguments {
     )]
     pub dead_connection_timeout: u32,
     /// How long the daemon looks again for what a client or the peer waits for before it sleeps, in microseconds; it does so only while
-    /// waits are short and little is under way, and on more than one processor. 0: never.
+    /// waits are short, and on more than one processor. With more than four operations under way three times as long, unless others want
+    /// the processor. 0: never.
     #[arg(
         long,
         value_name = "MICROSECONDS",

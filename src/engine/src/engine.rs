@@ -178,12 +178,16 @@ impl<P: Payload> Engine<P> {
     }
 
     /// True if somebody may wait for what this node does next: its own clients, or those of a Primary that waits for this node. Under
-    /// protocol A nobody waits for a Secondary, unless it falls behind: a Primary whose buffer is full slows its clients.
+    /// protocol A nobody waits for a Secondary, unless it falls behind (a Primary whose buffer is full slows its clients) or one of the two
+    /// disks is not good.
     #[must_use]
     pub fn is_waited_for(&self) -> bool {
         self.role == Role::Primary
-            || self.peers.iter().any(|peer| {
+            || (0..self.peers.len()).any(|p| {
+                let peer = &self.peers[p];
+                let connected = peer.connection == ConnectionState::Connected;
                 peer.config.protocol != Protocol::A
+                    || connected && !self.may_gather(p)
                     || peer.receiver.buffered() > limits::UNHURRIED_OPERATIONS
             })
     }

@@ -327,7 +327,9 @@ impl<P: Payload> Engine<P> {
         self.received_writes_lost(v);
         for p in 0..self.peers.len() {
             let device = &mut self.peers[p].devices[v];
-            device.named = Generation::NONE;
+            if was != DiskState::Negotiating {
+                device.named = Generation::NONE;
+            }
             device.resync_ending |= device.target.is_some();
             let finishing = (device.source.as_ref()).is_some_and(|source| source.finishing);
             self.stop_resync(p, v);

@@ -42,12 +42,14 @@ impl<P: Payload> Engine<P> {
         if self.volumes[v].disk != DiskState::UpToDate {
             return;
         }
-        // One that was begun for a peer's lost disk may have been given up there since, see `give_up_named`: a Primary does not go on in it.
+        // One that was begun for a peer's lost disk may have been given up there since, see `give_up_named`: a Primary does not go on in it, and
+        // nobody for the next loss of that disk, which has another name.
         let lent = self.acts_as_primary() && !absent.is_empty();
         let due = self.volumes[v].backing.as_ref().is_some_and(|backing| {
             let identifiers = backing.identifiers();
-            identifiers.needs_new_current(&absent)
-                || lent && !identifiers.current().made_by_primary()
+            let current = identifiers.current();
+            let given_up = lent || !named.is_none() && !current.same(named);
+            identifiers.needs_new_current(&absent) || given_up && !current.made_by_primary()
         });
         if due {
             self.begin_generation(v, named, rule);
@@ -106,15 +108,17 @@ impl<P: Payload> Engine<P> {
     /// A peer may have begun the generation that was named to it, and the answer, without which nothing is completed in it, did not arrive.
     /// That it was in vain is remembered beside this node's own generation, in which nothing changes before something is completed alone.
     fn give_up_named(&mut self, v: usize) {
+        let good = self.volumes[v].disk == DiskState::UpToDate;
+        let Some(backing) = self.volumes[v].backing.as_mut().filter(|_| good) else {
+            return;
+        };
         let named: Vec<_> = (self.peers.iter_mut())
             .map(|peer| core::mem::take(&mut peer.devices[v].named))
             .filter(|named| !named.is_none())
             .collect();
-        let good = self.volumes[v].disk == DiskState::UpToDate;
-        let backing = self.volumes[v].backing.as_mut();
-        let Some(backing) = backing.filter(|_| good && !named.is_empty()) else {
+        if named.is_empty() {
             return;
-        };
+        }
         let mut identifiers = backing.identifiers();
         for named in named {
             identifiers.give_up(named);

@@ -76,6 +76,18 @@ fn what_a_client_makes_durable_is_on_its_way() {
 }
 
 #[test]
+fn a_write_that_is_to_be_durable_takes_along_what_was_kept() {
+    let mut pair = keeping();
+    let write = Operation::Write {
+        range: ByteRange::new(4096, 512),
+        payload: filled(1, 512),
+        fua: true,
+    };
+    pair.submit(0, write);
+    assert_eq!(pair.kept, 0);
+}
+
+#[test]
 fn a_node_that_leaves_keeps_nothing() {
     let mut pair = keeping();
     let disconnect = Command::Disconnect {

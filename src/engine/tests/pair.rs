@@ -232,6 +232,51 @@ fn the_survivor_has_what_a_primary_lost_that_crashed_with_its_disk_back() {
 }
 
 #[test]
+fn a_generation_that_was_given_up_is_not_written_in_again() {
+    let mut pair = Pair::synced(&plain);
+    lose_the_disk_and_the_answer(&mut pair);
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    // The disk is lost again before anything was completed alone, and the clients go on through the peer.
+    let detach = Command::Detach {
+        volume: VOLUME,
+        force: true,
+    };
+    pair.command(0, detach).unwrap();
+    pair.heal();
+    pair.write(0, 8192, 7);
+    pair.submit(0, Operation::Flush);
+    // Both lose power.
+    pair.cut();
+    pair.restart(0, &plain);
+    pair.restart(1, &plain);
+    pair.heal();
+    pair.up(0);
+    pair.up(1);
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[0].byte(8192), 7, "it was completed");
+}
+
+#[test]
+fn a_disk_that_fails_while_it_is_compared_keeps_the_name_of_its_loss() {
+    let mut pair = Pair::synced(&plain);
+    lose_the_disk_and_the_answer(&mut pair);
+    pair.hold_back = Some(|_| true);
+    pair.nodes[0].fail_metadata = true;
+    let attach = pair.attach_command(0);
+    pair.give(0, attach);
+    pair.nodes[0].fail_metadata = false;
+    assert_eq!(pair.disk(0), DiskState::Diskless);
+    cut_without_it(&mut pair);
+    pair.attach(0).unwrap();
+    assert_eq!(pair.disk(0), DiskState::UpToDate);
+    pair.write(0, 8192, 5);
+    pair.heal();
+    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
 fn every_loss_of_the_disk_has_a_generation_of_its_own() {
     let mut pair = Pair::synced(&plain);
     pair.detach(0).unwrap();

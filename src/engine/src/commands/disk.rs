@@ -51,9 +51,12 @@ impl<P: Payload> Engine<P> {
                 return Err(Refusal::Unknown);
             }
             // Taken over by this process, and gone if it dies.
-            let contact = superblock
-                .peer_mut(peer.config.node_id)
-                .is_some_and(|slot| core::mem::take(&mut slot.flags.left_in_contact));
+            let slot = superblock.peer_mut(peer.config.node_id);
+            let contact = slot.is_some_and(|slot| {
+                // Of a peer that is here, it says itself how good its disk is.
+                slot.flags.outdated &= peer.session.is_none();
+                core::mem::take(&mut slot.flags.left_in_contact)
+            });
             contacts.push(Some(superblock.current).filter(|_| contact && !crashed));
         }
         let state = if !superblock.flags.consistent {

@@ -111,6 +111,9 @@ impl<P: Payload> Engine<P> {
                 if fua || flush_follows && awaited {
                     self.close_epoch(p);
                 }
+                if fua {
+                    self.push_gathered(p);
+                }
                 if fua && awaited {
                     self.requests[key].barriers.push((p, epoch));
                     self.peers[p].barrier_waiters.push((key, epoch));

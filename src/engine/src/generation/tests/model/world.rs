@@ -31,6 +31,7 @@ pub(super) enum Plant {
     UnconfirmedWritesNotMarked,
     GivenUpGenerationIsForgotten,
     PrimaryGoesOnInANamedGeneration,
+    GivenUpGenerationIsWrittenInAgain,
 }
 
 impl Plant {
@@ -47,6 +48,7 @@ impl Plant {
         Plant::UnconfirmedWritesNotMarked,
         Plant::GivenUpGenerationIsForgotten,
         Plant::PrimaryGoesOnInANamedGeneration,
+        Plant::GivenUpGenerationIsWrittenInAgain,
     ];
 }
 
@@ -797,6 +799,33 @@ impl World {
         self.cut();
         if self.plant != Plant::GivenUpGenerationIsForgotten {
             self.nodes[node].ids.give_up(named);
+        }
+        if self.random.chance(30) {
+            self.lose_disk_again_and_go_on_through_the_peer(node);
+        }
+    }
+
+    /// Nothing was completed alone since: the peer, connected again, notes what the disk misses under the name of this loss and serves the
+    /// clients. Then the Primary dies, and its disk is back as it was.
+    fn lose_disk_again_and_go_on_through_the_peer(&mut self, node: usize) {
+        let peer = 1 - node;
+        let named = self.random.next();
+        let other_name = self.plant != Plant::GivenUpGenerationIsWrittenInAgain;
+        if other_name && !self.nodes[peer].ids.current().made_by_primary()
+            || self.nodes[peer].ids.needs_new_current(&[id(node)])
+        {
+            self.nodes[peer].ids.new_current(named, false, &[id(node)]);
+        }
+        self.nodes[peer].went_on_alone = true;
+        let write = self.start_write(peer);
+        self.nodes[peer].bits[self.writes[write].block] = true;
+        self.writes[write].completed = true;
+        self.writes[write].own_generation = true;
+        let state = &mut self.nodes[node];
+        (state.up, state.primary, state.crashed) = (false, false, true);
+        state.still_running = false;
+        for block in 0..BLOCKS {
+            state.bits[block] |= core::mem::take(&mut state.activity_log[block]);
         }
     }
 
