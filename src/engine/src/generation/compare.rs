@@ -241,6 +241,9 @@ fn missed_start(source: &Side<'_>, target: &Side<'_>) -> bool {
 /// the generation that it had named. Since then it went on alone, or nothing was completed that `other` had not received; the bits of both
 /// cover everything.
 fn gave_up(primary: &Side<'_>, other: &Side<'_>) -> bool {
+    if other.current.made_by_primary() {
+        return false;
+    }
     let since_the_same = if primary.tracks() {
         matches(primary.bitmap, other.bitmap)
     } else {
@@ -251,10 +254,7 @@ fn gave_up(primary: &Side<'_>, other: &Side<'_>) -> bool {
             && other.still_running_since_contact;
         matches(primary.current, other.bitmap) && !survivor
     };
-    since_the_same
-        && primary.remembers(other.current)
-        && !other.current.made_by_primary()
-        && !other.remembers(primary.current)
+    since_the_same && primary.remembers(other.current) && !other.remembers(primary.current)
 }
 
 /// Corrects a direction that the disks cannot follow.
