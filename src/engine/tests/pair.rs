@@ -719,3 +719,22 @@ fn a_write_begun_on_old_data_is_not_answered_as_good_when_they_prove_to_be_the_n
     pair.write(0, 8192, 7);
     pair.assert_equal_and_in_sync();
 }
+
+#[test]
+fn a_peer_that_became_good_while_the_disk_was_away_must_be_fenced_again() {
+    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
+    let mut pair = Pair::synced(&stonith);
+    pair.cut();
+    pair.fenced(0);
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    pair.detach(0).unwrap();
+    pair.heal();
+    pair.attach(0).unwrap();
+    pair.assert_equal_and_in_sync();
+    pair.cut();
+    pair.restart(0, &stonith);
+    pair.nodes[0].fencing = None;
+    pair.attach(0).unwrap();
+    pair.give(0, Command::Promote { force: false });
+    assert!(pair.nodes[0].fencing.is_some(), "it is not known to be old");
+}
