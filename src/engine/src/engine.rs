@@ -726,7 +726,11 @@ impl<P: Payload> Engine<P> {
         self.check_skip_command();
         for p in 0..self.peers.len() {
             let peer = &mut self.peers[p];
-            peer.returns_by = peer.returns_by.filter(|&time| now < time);
+            if peer.returns_by.is_some_and(|time| now >= time) {
+                peer.returns_by = None;
+                self.fence_who_did_not_return(p);
+            }
+            let peer = &mut self.peers[p];
             if peer
                 .handshake_deadline
                 .is_some_and(|deadline| now >= deadline)

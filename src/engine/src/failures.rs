@@ -42,16 +42,18 @@ impl<P: Payload> Engine<P> {
                     text: String::from(why),
                 },
             );
-            self.drop_session(p, ConnectionState::TearDown, why);
-            self.returns_soon(p);
+            self.drop_session_for_a_moment(p, why);
         }
     }
 
-    /// The connection ended in order to shake hands again: for a moment nobody takes the peer for lost.
-    pub(crate) fn returns_soon(&mut self, p: usize) {
-        let until = self.now.after(limits::RETURN_PATIENCE_MS);
-        self.peers[p].returns_by =
-            Some(until).filter(|_| self.peers[p].connection == ConnectionState::Connecting);
+    /// Ends the session in order to shake hands again: for a moment nobody takes the peer for lost.
+    pub(crate) fn drop_session_for_a_moment(&mut self, p: usize, rule: &'static str) {
+        self.peers[p].returns_by = Some(self.now.after(limits::RETURN_PATIENCE_MS));
+        self.drop_session(p, ConnectionState::TearDown, rule);
+        if self.peers[p].connection != ConnectionState::Connecting {
+            self.peers[p].returns_by = None;
+            self.fence_who_did_not_return(p);
+        }
     }
 
     /// A Primary that has no good data any more, neither here nor at a peer, tells the administrator: handler `pri-on-incon-degr`.

@@ -33,6 +33,8 @@ pub(crate) struct Fence {
     pub failed_in: Option<u64>,
     /// Clients wait because of this peer.
     pub freezes: bool,
+    /// The peer said that it returns at once: the handler is called if it does not.
+    pub postponed: bool,
     /// `unfence-peer` is due once the peer is connected and UpToDate.
     pub unfence: bool,
 }
@@ -202,8 +204,9 @@ impl<P: Payload> Engine<P> {
         if self.role != Role::Primary || !good || !self.is_unfenced(p) {
             return;
         }
-        if self.peers[p].config.fencing == Fencing::ResourceAndStonith {
-            self.peers[p].fence.freezes = true;
+        if self.peers[p].config.fencing == Fencing::ResourceAndStonith
+            && !core::mem::replace(&mut self.peers[p].fence.freezes, true)
+        {
             self.decision(
                 Some(p),
                 None,
@@ -213,7 +216,19 @@ impl<P: Payload> Engine<P> {
                 ),
             );
         }
-        self.call_fence_peer(p);
+        if self.peers[p].returns_by.is_some() {
+            // Nobody is shot because a disk failed or was detached. Until the peer is back or its time is over, nothing is answered either.
+            self.peers[p].fence.postponed = true;
+        } else {
+            self.call_fence_peer(p);
+        }
+    }
+
+    /// The time in which the peer was to return is over, or it is not awaited any more.
+    pub(crate) fn fence_who_did_not_return(&mut self, p: usize) {
+        if core::mem::take(&mut self.peers[p].fence.postponed) {
+            self.fence_lost_peer(p);
+        }
     }
 
     fn call_fence_peer(&mut self, p: usize) {
@@ -235,6 +250,7 @@ impl<P: Payload> Engine<P> {
         peer.fence.call = None;
         peer.fence.answer = None;
         peer.fence.failed_in = None;
+        peer.fence.postponed = false;
         peer.fence.unfence = peer.config.fencing != Fencing::DontCare;
     }
 

@@ -7,6 +7,7 @@ mod harness;
 use harness::*;
 use qrbd_engine::api::{ClientError, Event};
 use qrbd_engine::config::{Fencing, PeerConfig};
+use qrbd_engine::limits;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{ByteRange, NodeId};
 use qrbd_engine::wire::Message;
@@ -737,4 +738,39 @@ fn a_peer_that_became_good_while_the_disk_was_away_must_be_fenced_again() {
     pair.attach(0).unwrap();
     pair.give(0, Command::Promote { force: false });
     assert!(pair.nodes[0].fencing.is_some(), "it is not known to be old");
+}
+
+#[test]
+fn nobody_is_shot_because_a_disk_was_detached_or_failed() {
+    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
+    let mut pair = Pair::synced(&stonith);
+    pair.detach(1).unwrap();
+    pair.write(0, 0, 1);
+    pair.attach(1).unwrap();
+    pair.nodes[1].fail_writes = true;
+    pair.write(0, 4096, 2);
+    pair.nodes[1].fail_writes = false;
+    assert_eq!(pair.disk(1), DiskState::Diskless);
+    pair.attach(1).unwrap();
+    pair.assert_equal_and_in_sync();
+    assert_eq!(pair.nodes[0].fencing, None);
+}
+
+#[test]
+fn a_peer_that_does_not_return_as_it_said_is_fenced() {
+    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
+    let mut pair = Pair::synced(&stonith);
+    pair.nodes[1].fail_writes = true;
+    pair.linked = false;
+    let write = pair.start_write(0, 0, 1);
+    assert!(pair.nodes[0].engine.status().suspended_fencing);
+    assert_eq!(pair.nodes[0].fencing, None);
+    let until = pair.now.after(limits::RETURN_PATIENCE_MS);
+    while pair.nodes[0].fencing.is_none() {
+        assert!(pair.now <= until, "it is not fenced");
+        pair.pass_time();
+    }
+    assert!(!pair.nodes[0].completions.contains_key(&write));
+    pair.fenced(0);
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
 }

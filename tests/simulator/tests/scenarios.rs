@@ -1085,6 +1085,10 @@ fn clients_of_a_diskless_primary_never_see_an_older_disk_that_it_attaches() {
         world.until("they are connected again", |world| {
             world.nodes[0].connected(1) && world.nodes[1].connected(0)
         });
+        world.until("the disk was compared", |world| {
+            let view = world.nodes[1].live_view();
+            view.is_some_and(|view| view.volumes[0].disk != DiskState::Negotiating)
+        });
         assert_eq!(world.disk(1), DiskState::Outdated);
         // A disk of this volume, but from before: as if the one that broke had come back without its last writes.
         world.repair_disk(0);

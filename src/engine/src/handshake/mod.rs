@@ -299,9 +299,10 @@ impl<P: Payload> Engine<P> {
             }
         };
         self.decision(Some(p), None, rule, text);
-        self.drop_session(p, state, rule);
         if reason == GoodbyeReason::Renegotiate {
-            self.returns_soon(p);
+            self.drop_session_for_a_moment(p, rule);
+        } else {
+            self.drop_session(p, state, rule);
         }
         Ok(())
     }
