@@ -197,11 +197,16 @@ impl<P: Payload> Engine<P> {
                 .any(|(device, volume)| volume.usable() && device.disk > DiskState::Outdated)
     }
 
-    /// This node is Primary without the peer: has it fenced, if that is wanted and was not done.
-    pub(crate) fn fence_lost_peer(&mut self, p: usize) {
+    /// True if this node is Primary without the peer, has something to protect from it, and it is not known to be harmless.
+    fn must_fence(&self, p: usize) -> bool {
         // Without good data here there is nothing to protect; the clients get errors.
         let good = (self.volumes.iter()).any(|volume| volume.disk >= DiskState::Consistent);
-        if self.role != Role::Primary || !good || !self.is_unfenced(p) {
+        self.role == Role::Primary && good && self.is_unfenced(p)
+    }
+
+    /// This node is Primary without the peer: has it fenced, if that is wanted and was not done.
+    pub(crate) fn fence_lost_peer(&mut self, p: usize) {
+        if !self.must_fence(p) {
             return;
         }
         if self.peers[p].config.fencing == Fencing::ResourceAndStonith
@@ -224,10 +229,11 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    /// The time in which the peer was to return is over, or it is not awaited any more.
+    /// The time in which the peer was to return is over, or it is not awaited any more. What was frozen is, unless the administrator
+    /// had it go on meanwhile.
     pub(crate) fn fence_who_did_not_return(&mut self, p: usize) {
-        if core::mem::take(&mut self.peers[p].fence.postponed) {
-            self.fence_lost_peer(p);
+        if core::mem::take(&mut self.peers[p].fence.postponed) && self.must_fence(p) {
+            self.call_fence_peer(p);
         }
     }
 

@@ -774,3 +774,20 @@ fn a_peer_that_does_not_return_as_it_said_is_fenced() {
     pair.fenced(0);
     assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
 }
+
+#[test]
+fn what_the_administrator_had_go_on_is_not_frozen_again() {
+    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
+    let mut pair = Pair::synced(&stonith);
+    pair.nodes[1].fail_writes = true;
+    pair.linked = false;
+    let write = pair.start_write(0, 0, 1);
+    pair.command(0, Command::ResumeIo).unwrap();
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    let until = pair.now.after(limits::RETURN_PATIENCE_MS);
+    while pair.nodes[0].fencing.is_none() {
+        assert!(pair.now <= until, "it is not fenced");
+        pair.pass_time();
+    }
+    pair.write(0, 4096, 2);
+}
