@@ -10,7 +10,7 @@
 //!
 //! With much under way it is not the waking that costs most. A client and a daemon that wake each other are put on one processor by the
 //! kernel, in turns, while the next one idles: all requests arrive together and are answered together. One that does not sleep is moved
-//! within milliseconds; where there is no idle processor, that is found out as fast ([`Toll`]).
+//! within milliseconds; where there is no idle processor, that is found out soon ([`Toll`]).
 //!
 //! Two parts: [`Waits`] learns how long one resource waits and decides, [`BusyWait`] keeps the thread's runtime awake.
 

@@ -684,7 +684,7 @@ impl<P: Payload> Engine<P> {
         if !unsettled {
             peer.settle_deadline = None;
         } else if peer.settle_deadline.is_none() {
-            peer.settle_deadline = Some(now.after(crate::limits::SETTLE_TIMEOUT_MS));
+            peer.settle_deadline = Some(now.after(limits::SETTLE_TIMEOUT_MS));
         }
     }
 

@@ -14,7 +14,7 @@ use crate::limits;
 use crate::reports::Reports;
 use crate::state::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::units::{ByteRange, Generation, VolumeNumber};
-use crate::volume::{After, Volume};
+use crate::volume::After;
 use crate::wire::{GoodbyeReason, Message};
 
 impl<P: Payload> Engine<P> {
@@ -317,10 +317,7 @@ impl<P: Payload> Engine<P> {
 
     /// The volume's disk, which was in the state `was`, takes no more operations: what waits for it goes on without, peers learn.
     pub(crate) fn disk_gone(&mut self, v: usize, was: DiskState, rule: &'static str) {
-        let current = self.volumes[v]
-            .backing
-            .as_ref()
-            .map(|backing| backing.superblock.current);
+        let current = self.volumes[v].current();
         // A disk that was not good, or not taken yet, did not serve the clients: they saw what the peer has.
         if was == DiskState::UpToDate && self.role == Role::Primary {
             self.volumes[v].exposed = current.unwrap_or(Generation::NONE);
@@ -503,16 +500,11 @@ impl<P: Payload> Engine<P> {
                 backing.mark(node, range);
             }
         }
-        let current = |volume: &Volume| {
-            let backing = volume.backing.as_ref();
-            backing.map(|backing| backing.superblock.current)
-        };
         let device = &self.peers[p].devices[v];
-        let (named, before) = (device.named_there, current(&self.volumes[v]));
-        let in_contact = before.is_some() && device.contact == before;
-        self.begin_generation_if_shared(v, named, "primary-lost-its-disk");
+        let in_contact = device.contact == self.volumes[v].current();
+        self.begin_generation_if_shared(v, device.named_there, "primary-lost-its-disk");
         // This disk has everything that was completed, as before.
-        self.peers[p].devices[v].contact = current(&self.volumes[v]).filter(|_| in_contact);
+        self.peers[p].devices[v].contact = self.volumes[v].current().filter(|_| in_contact);
         if let Some(backing) = self.volumes[v].backing.as_mut() {
             backing.superblock.flags.al_clean = false;
             let superblock = backing.writer.want_superblock();

@@ -299,9 +299,8 @@ impl<P: Payload> Engine<P> {
         let outdated = (self.volumes[v].backing.as_ref())
             .and_then(|backing| backing.superblock.peer(node))
             .is_some_and(|slot| slot.flags.outdated);
-        let away = self.peers[p].session.is_none();
         let device = &mut self.peers[p].devices[v];
-        if outdated && away && device.disk == DiskState::DUnknown {
+        if outdated && device.disk == DiskState::DUnknown {
             device.disk = DiskState::Outdated;
         }
     }

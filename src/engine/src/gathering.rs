@@ -4,8 +4,8 @@
 //! peer, on two machines that have better things to do. So the shell is told that more follows, until there are several writes or much data, or
 //! [`limits::SEND_GATHER_MS`] have passed.
 //!
-//! Invariants: what is gathered leaves with whatever else is sent on the data lane, before a goodbye, and when a client flushes: what an
-//! application made durable is on its way to the peer. Nothing is gathered while anybody waits for the peer: without a good disk here, or during a
+//! Invariants: what is gathered leaves with whatever else is sent on the data lane, before a goodbye, and when a client flushes or writes with
+//! FUA: what an application made durable is on its way to the peer. Nothing is gathered while anybody waits for the peer: without a good disk here, or during a
 //! resync.
 
 use crate::api::{Effect, Payload};

@@ -273,6 +273,12 @@ impl Volume {
         }
     }
 
+    /// Generation of the data on the attached disk.
+    pub fn current(&self) -> Option<Generation> {
+        let backing = self.backing.as_ref();
+        backing.map(|backing| backing.superblock.current)
+    }
+
     /// True if the local disk takes data I/O.
     pub fn usable(&self) -> bool {
         self.disk.has_data() && self.backing.is_some()

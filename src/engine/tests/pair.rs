@@ -6,8 +6,6 @@ mod harness;
 
 use harness::*;
 use qrbd_engine::api::{ClientError, Event};
-use qrbd_engine::config::{Fencing, PeerConfig};
-use qrbd_engine::limits;
 use qrbd_engine::state::{ConnectionState, DiskState, Refusal, ReplicationState, Role};
 use qrbd_engine::units::{ByteRange, NodeId};
 use qrbd_engine::wire::Message;
@@ -166,239 +164,6 @@ fn a_primary_whose_disk_fails_goes_on_through_the_peer() {
         ),
         (4, 4)
     );
-}
-
-/// The link breaks with what is held back.
-fn cut_without_it(pair: &mut Pair) {
-    pair.hold_back = None;
-    pair.held_back.clear();
-    pair.cut();
-}
-
-/// The Primary's disk and its metadata fail; the peer notes what it misses, but the answer does not arrive.
-fn lose_the_disk_and_the_answer(pair: &mut Pair) {
-    pair.write(0, 0, 1);
-    pair.nodes[1].rules.clear();
-    pair.hold_back = Some(|message| matches!(message, Message::MissesTracked { .. }));
-    (pair.nodes[0].fail_writes, pair.nodes[0].fail_metadata) = (true, true);
-    let write = pair.start_write(0, 4096, 9);
-    (pair.nodes[0].fail_writes, pair.nodes[0].fail_metadata) = (false, false);
-    assert_eq!(pair.disk(0), DiskState::Diskless);
-    assert!(pair.nodes[1].rules.contains(&"primary-lost-its-disk"));
-    assert!(!pair.nodes[0].completions.contains_key(&write));
-}
-
-#[test]
-fn a_primary_that_takes_its_disk_back_is_ahead_of_a_peer_that_began_a_generation_in_vain() {
-    let mut pair = Pair::synced(&plain);
-    lose_the_disk_and_the_answer(&mut pair);
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    assert_eq!(pair.disk(0), DiskState::UpToDate);
-    pair.write(0, 8192, 5);
-    pair.heal();
-    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
-    pair.assert_equal_and_in_sync();
-    assert_eq!((pair.nodes[1].byte(0), pair.nodes[1].byte(8192)), (1, 5));
-}
-
-#[test]
-fn a_disk_attached_just_before_the_link_breaks_is_taken_back_too() {
-    let mut pair = Pair::synced(&plain);
-    lose_the_disk_and_the_answer(&mut pair);
-    pair.hold_back = Some(|_| true);
-    let attach = pair.attach_command(0);
-    pair.give(0, attach);
-    assert_eq!(pair.disk(0), DiskState::Negotiating);
-    cut_without_it(&mut pair);
-    assert_eq!(pair.disk(0), DiskState::UpToDate);
-    pair.write(0, 8192, 5);
-    pair.heal();
-    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
-    pair.assert_equal_and_in_sync();
-}
-
-#[test]
-fn the_survivor_has_what_a_primary_lost_that_crashed_with_its_disk_back() {
-    let mut pair = Pair::synced(&plain);
-    lose_the_disk_and_the_answer(&mut pair);
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    pair.restart(0, &plain);
-    pair.heal();
-    pair.up(0);
-    assert!(pair.nodes[0].rules.contains(&"bitmap-peer"));
-    pair.assert_equal_and_in_sync();
-    assert_eq!(pair.nodes[0].byte(4096), 9, "the peer had it");
-}
-
-#[test]
-fn a_generation_that_was_given_up_is_not_written_in_again() {
-    let mut pair = Pair::synced(&plain);
-    lose_the_disk_and_the_answer(&mut pair);
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    // The disk is lost again before anything was completed alone, and the clients go on through the peer.
-    let detach = Command::Detach {
-        volume: VOLUME,
-        force: true,
-    };
-    pair.command(0, detach).unwrap();
-    pair.heal();
-    pair.write(0, 8192, 7);
-    pair.submit(0, Operation::Flush);
-    // Both lose power.
-    pair.cut();
-    pair.restart(0, &plain);
-    pair.restart(1, &plain);
-    pair.heal();
-    pair.up(0);
-    pair.up(1);
-    pair.assert_equal_and_in_sync();
-    assert_eq!(pair.nodes[0].byte(8192), 7, "it was completed");
-}
-
-#[test]
-fn a_disk_that_fails_while_it_is_compared_keeps_the_name_of_its_loss() {
-    let mut pair = Pair::synced(&plain);
-    lose_the_disk_and_the_answer(&mut pair);
-    pair.hold_back = Some(|_| true);
-    pair.nodes[0].fail_metadata = true;
-    let attach = pair.attach_command(0);
-    pair.give(0, attach);
-    pair.nodes[0].fail_metadata = false;
-    assert_eq!(pair.disk(0), DiskState::Diskless);
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    assert_eq!(pair.disk(0), DiskState::UpToDate);
-    pair.write(0, 8192, 5);
-    pair.heal();
-    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
-    pair.assert_equal_and_in_sync();
-}
-
-#[test]
-fn every_loss_of_the_disk_has_a_generation_of_its_own() {
-    let mut pair = Pair::synced(&plain);
-    pair.detach(0).unwrap();
-    pair.write(0, 16384, 2);
-    pair.attach(0).unwrap();
-    pair.assert_equal_and_in_sync();
-    lose_the_disk_and_the_answer(&mut pair);
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    pair.write(0, 8192, 5);
-    pair.heal();
-    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
-    pair.assert_equal_and_in_sync();
-}
-
-#[test]
-fn a_disk_taken_back_unwritten_is_ahead_too() {
-    let mut pair = Pair::synced(&plain);
-    lose_the_disk_and_the_answer(&mut pair);
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    pair.heal();
-    assert_eq!(pair.connection(0), ConnectionState::Connected);
-    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
-    pair.assert_equal_and_in_sync();
-}
-
-#[test]
-fn a_diskless_primary_that_returned_and_left_again_takes_its_disk_back_as_well() {
-    let mut pair = Pair::synced(&plain);
-    pair.write(0, 0, 1);
-    pair.pass_time();
-    pair.cut();
-    let detach = Command::Detach {
-        volume: VOLUME,
-        force: true,
-    };
-    pair.command(0, detach).unwrap();
-    pair.hold_back = Some(|message| matches!(message, Message::MissesTracked { .. }));
-    pair.heal();
-    assert!(pair.nodes[1].rules.contains(&"primary-lost-its-disk"));
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    assert_eq!(pair.disk(0), DiskState::UpToDate);
-    pair.write(0, 8192, 5);
-    pair.heal();
-    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
-    pair.assert_equal_and_in_sync();
-    assert_eq!(pair.nodes[1].byte(8192), 5);
-}
-
-#[test]
-fn a_peer_promoted_on_a_generation_that_was_given_up_elsewhere_is_a_split_brain() {
-    let mut pair = Pair::synced(&plain);
-    lose_the_disk_and_the_answer(&mut pair);
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    pair.write(0, 8192, 5);
-    pair.command(1, Command::Promote { force: true }).unwrap();
-    pair.write(1, 12288, 7);
-    pair.heal();
-    assert!(pair.nodes[0].handlers.contains(&"split-brain"));
-    let written = |pair: &Pair, node: usize| {
-        (
-            pair.nodes[node].byte(8192) == 5,
-            pair.nodes[node].byte(12288) == 7,
-        )
-    };
-    assert_eq!(written(&pair, 0), (true, false));
-    assert_eq!(written(&pair, 1), (false, true));
-}
-
-/// A Primary that is frozen until its peer is fenced, with its disk back.
-fn frozen_with_its_disk_back(stonith: &dyn Fn(&mut PeerConfig)) -> Pair {
-    let mut pair = Pair::synced(stonith);
-    lose_the_disk_and_the_answer(&mut pair);
-    cut_without_it(&mut pair);
-    pair.attach(0).unwrap();
-    assert!(pair.nodes[0].engine.status().suspended_fencing);
-    pair
-}
-
-#[test]
-fn a_frozen_primary_that_is_shot_with_its_disk_back_is_no_split_brain() {
-    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
-    let mut pair = frozen_with_its_disk_back(&stonith);
-    pair.restart(0, &stonith);
-    pair.give(1, Command::Promote { force: false });
-    pair.fenced(1);
-    pair.write(1, 12288, 7);
-    pair.heal();
-    pair.up(0);
-    pair.assert_equal_and_in_sync();
-    assert_eq!(pair.nodes[0].byte(12288), 7);
-}
-
-#[test]
-fn a_frozen_primary_with_its_disk_back_goes_on_with_its_peer() {
-    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
-    let mut pair = frozen_with_its_disk_back(&stonith);
-    let write = pair.start_write(0, 8192, 5);
-    pair.heal();
-    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
-    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
-    pair.assert_equal_and_in_sync();
-}
-
-#[test]
-fn a_frozen_primary_whose_peer_is_fenced_is_ahead_with_its_disk_back() {
-    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
-    let mut pair = frozen_with_its_disk_back(&stonith);
-    let write = pair.start_write(0, 8192, 5);
-    assert!(!pair.nodes[0].completions.contains_key(&write));
-    pair.restart(1, &stonith);
-    pair.fenced(0);
-    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
-    pair.heal();
-    pair.up(1);
-    assert!(pair.nodes[0].rules.contains(&"given-up-self"));
-    pair.assert_equal_and_in_sync();
-    assert_eq!(pair.nodes[1].byte(8192), 5);
 }
 
 #[test]
@@ -645,7 +410,7 @@ fn sync_can_be_paused_and_resumed_from_either_side() {
 
 #[test]
 fn a_peer_that_was_told_to_skip_its_initial_sync_must_be_fenced_when_it_is_lost() {
-    let mut pair = Pair::new(&|peer| peer.fencing = Fencing::ResourceAndStonith);
+    let mut pair = Pair::new(&stonith);
     // What the nodes say of their disks is on its way for long.
     pair.hold_back = Some(|message| {
         let Message::PeerState { disks, .. } = message else {
@@ -670,7 +435,7 @@ fn a_peer_that_was_told_to_skip_its_initial_sync_must_be_fenced_when_it_is_lost(
 
 #[test]
 fn a_target_that_was_told_of_the_end_of_its_resync_must_be_fenced_when_it_is_lost() {
-    let mut pair = Pair::new(&|peer| peer.fencing = Fencing::ResourceAndStonith);
+    let mut pair = Pair::new(&stonith);
     // What the target says when it is UpToDate is on its way for long.
     pair.hold_back = Some(|message| match message {
         Message::ResyncFinished { .. } => true,
@@ -719,75 +484,4 @@ fn a_write_begun_on_old_data_is_not_answered_as_good_when_they_prove_to_be_the_n
     );
     pair.write(0, 8192, 7);
     pair.assert_equal_and_in_sync();
-}
-
-#[test]
-fn a_peer_that_became_good_while_the_disk_was_away_must_be_fenced_again() {
-    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
-    let mut pair = Pair::synced(&stonith);
-    pair.cut();
-    pair.fenced(0);
-    pair.command(0, Command::Demote { force: false }).unwrap();
-    pair.detach(0).unwrap();
-    pair.heal();
-    pair.attach(0).unwrap();
-    pair.assert_equal_and_in_sync();
-    pair.cut();
-    pair.restart(0, &stonith);
-    pair.nodes[0].fencing = None;
-    pair.attach(0).unwrap();
-    pair.give(0, Command::Promote { force: false });
-    assert!(pair.nodes[0].fencing.is_some(), "it is not known to be old");
-}
-
-#[test]
-fn nobody_is_shot_because_a_disk_was_detached_or_failed() {
-    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
-    let mut pair = Pair::synced(&stonith);
-    pair.detach(1).unwrap();
-    pair.write(0, 0, 1);
-    pair.attach(1).unwrap();
-    pair.nodes[1].fail_writes = true;
-    pair.write(0, 4096, 2);
-    pair.nodes[1].fail_writes = false;
-    assert_eq!(pair.disk(1), DiskState::Diskless);
-    pair.attach(1).unwrap();
-    pair.assert_equal_and_in_sync();
-    assert_eq!(pair.nodes[0].fencing, None);
-}
-
-#[test]
-fn a_peer_that_does_not_return_as_it_said_is_fenced() {
-    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
-    let mut pair = Pair::synced(&stonith);
-    pair.nodes[1].fail_writes = true;
-    pair.linked = false;
-    let write = pair.start_write(0, 0, 1);
-    assert!(pair.nodes[0].engine.status().suspended_fencing);
-    assert_eq!(pair.nodes[0].fencing, None);
-    let until = pair.now.after(limits::RETURN_PATIENCE_MS);
-    while pair.nodes[0].fencing.is_none() {
-        assert!(pair.now <= until, "it is not fenced");
-        pair.pass_time();
-    }
-    assert!(!pair.nodes[0].completions.contains_key(&write));
-    pair.fenced(0);
-    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
-}
-
-#[test]
-fn what_the_administrator_had_go_on_is_not_frozen_again() {
-    let stonith = |peer: &mut PeerConfig| peer.fencing = Fencing::ResourceAndStonith;
-    let mut pair = Pair::synced(&stonith);
-    pair.nodes[1].fail_writes = true;
-    pair.linked = false;
-    let write = pair.start_write(0, 0, 1);
-    pair.command(0, Command::ResumeIo).unwrap();
-    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
-    let until = pair.now.after(limits::RETURN_PATIENCE_MS);
-    while pair.nodes[0].fencing.is_none() {
-        assert!(pair.now <= until, "it is not fenced");
-        pair.pass_time();
-    }
-    pair.write(0, 4096, 2);
 }

@@ -103,7 +103,7 @@ impl World {
         token: u64,
         io: IoId,
     ) {
-        if self.nodes[node].incarnation != incarnation || self.nodes[node].process.is_none() {
+        if !self.nodes[node].still_runs(incarnation) {
             return;
         }
         let stalled = self.nodes[node].volumes[volume].faults.stalled;

@@ -38,7 +38,7 @@ impl World {
         peer: NodeIndex,
         id: FenceId,
     ) {
-        if self.nodes[node].incarnation != incarnation || self.nodes[node].process.is_none() {
+        if !self.nodes[node].still_runs(incarnation) {
             return;
         }
         let answer = self.fencing_verdict(node, peer);
@@ -104,7 +104,7 @@ impl World {
 
     /// That handler comes to its end.
     pub(crate) fn handler_ends(&mut self, node: NodeIndex, incarnation: u64, id: HandlerId) {
-        if self.nodes[node].incarnation != incarnation || self.nodes[node].process.is_none() {
+        if !self.nodes[node].still_runs(incarnation) {
             return;
         }
         let refuses = self.settings.asked_before_resync.unwrap_or(0);

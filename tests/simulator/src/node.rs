@@ -128,6 +128,12 @@ impl Node {
         self.process.as_ref().map(|process| &process.view)
     }
 
+    /// True if that very process runs still.
+    #[must_use]
+    pub fn still_runs(&self, incarnation: u64) -> bool {
+        self.incarnation == incarnation && self.process.is_some()
+    }
+
     /// True if the process runs and says it is Primary.
     #[must_use]
     pub fn is_primary(&self) -> bool {

@@ -226,10 +226,7 @@ impl World {
                 (MILLISECOND, 2 * SECOND),
             );
         }
-        if state == EndState::Up
-            && self.nodes[node].incarnation == incarnation
-            && self.nodes[node].process.is_some()
-        {
+        if state == EndState::Up && self.nodes[node].still_runs(incarnation) {
             if self.process(node).sessions[peer] == Some((session, connection)) {
                 self.process(node).sessions[peer] = None;
             }
@@ -275,7 +272,7 @@ impl World {
         peer: NodeIndex,
         session: SessionId,
     ) {
-        if self.nodes[node].incarnation != incarnation || self.nodes[node].process.is_none() {
+        if !self.nodes[node].still_runs(incarnation) {
             return;
         }
         let link = self.link_of(node, peer);
@@ -364,36 +361,41 @@ impl World {
             format!("n{node} -> n{peer} {}", short(&message))
         });
         self.check_send(node, peer, &message);
-        let Some((current, connection)) = self.process(node).sessions[peer] else {
+        let Some((connection, end)) = self.open_end(node, peer, session) else {
             return;
         };
-        let shell = &self.connections[connection];
-        let end = shell.end_of(node);
-        if current != session || shell.dead || shell.ends[end].closing {
-            return;
-        }
         let message = through_the_wire(&message);
-        let link = &self.links[shell.link];
-        let delay = self.network_random.delay(link.delay.0, link.delay.1);
-        let at = self.now + delay;
+        let at = self.arrival(connection);
         self.connections[connection].send(end, lane, message, at, more);
         self.check_lane(connection, end);
         self.deliver_later(connection, end, lane);
     }
 
-    /// What the node kept for this session, because more was to follow, leaves.
-    pub(crate) fn push(&mut self, node: NodeIndex, peer: NodeId, session: SessionId) {
-        let Some((current, connection)) = self.process(node).sessions[usize::from(peer.0)] else {
-            return;
-        };
+    /// The connection and the node's end of it, if the session still takes messages there.
+    fn open_end(
+        &mut self,
+        node: NodeIndex,
+        peer: NodeIndex,
+        session: SessionId,
+    ) -> Option<(usize, usize)> {
+        let (current, connection) = self.process(node).sessions[peer]?;
         let shell = &self.connections[connection];
         let end = shell.end_of(node);
-        if current != session || shell.dead || shell.ends[end].closing {
+        (current == session && !shell.dead && !shell.ends[end].closing).then_some((connection, end))
+    }
+
+    /// When a message may be delivered that leaves now.
+    fn arrival(&mut self, connection: usize) -> Micros {
+        let link = &self.links[self.connections[connection].link];
+        self.now + self.network_random.delay(link.delay.0, link.delay.1)
+    }
+
+    /// What the node kept for this session, because more was to follow, leaves.
+    pub(crate) fn push(&mut self, node: NodeIndex, peer: NodeId, session: SessionId) {
+        let Some((connection, end)) = self.open_end(node, usize::from(peer.0), session) else {
             return;
-        }
-        let link = &self.links[shell.link];
-        let delay = self.network_random.delay(link.delay.0, link.delay.1);
-        let at = self.now + delay;
+        };
+        let at = self.arrival(connection);
         self.connections[connection].lanes[end][Lane::Data as usize].push(at);
         self.deliver_later(connection, end, Lane::Data);
     }

@@ -58,10 +58,7 @@ impl<P: Payload> Engine<P> {
             return Ok(false);
         }
         // Declaring nodes equal is safe only before anything was written, and only with somebody to agree with.
-        let fresh = self.volumes[v]
-            .backing
-            .as_ref()
-            .is_some_and(|backing| backing.superblock.current.is_just_created());
+        let fresh = (self.volumes[v].current()).is_some_and(Generation::is_just_created);
         let connected: Vec<usize> = (0..self.peers.len())
             .filter(|&p| self.peers[p].connection == ConnectionState::Connected)
             .collect();
@@ -132,10 +129,7 @@ impl<P: Payload> Engine<P> {
         current: Generation,
     ) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("an unknown volume")?;
-        let fresh = self.volumes[v]
-            .backing
-            .as_ref()
-            .is_some_and(|backing| backing.superblock.current.is_just_created());
+        let fresh = (self.volumes[v].current()).is_some_and(Generation::is_just_created);
         if !fresh
             || self.role == Role::Primary
             || current.is_just_created()

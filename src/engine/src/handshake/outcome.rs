@@ -209,10 +209,7 @@ impl<P: Payload> Engine<P> {
 
     /// Both sides are ready: held writes go on, mirrored.
     fn volume_settled(&mut self, p: usize, v: usize) {
-        let current = self.volumes[v]
-            .backing
-            .as_ref()
-            .map(|backing| backing.superblock.current);
+        let current = self.volumes[v].current();
         let mine = self.volumes[v].disk;
         let device = &mut self.peers[p].devices[v];
         if device.accepts && device.peer_accepts {
@@ -300,10 +297,7 @@ impl<P: Payload> Engine<P> {
         let Some(claimed) = self.volumes[v].attached_anew.take() else {
             return;
         };
-        let current = self.volumes[v]
-            .backing
-            .as_ref()
-            .map(|backing| backing.superblock.current);
+        let current = self.volumes[v].current();
         if self.volumes[v].disk != DiskState::Negotiating {
             return;
         }

@@ -425,10 +425,7 @@ impl<P: Payload> Engine<P> {
             return;
         }
         self.set_replication(p, v, ReplicationState::Established, "resync-finished");
-        self.peers[p].devices[v].contact = self.volumes[v]
-            .backing
-            .as_ref()
-            .map(|backing| backing.superblock.current);
+        self.peers[p].devices[v].contact = self.volumes[v].current();
         self.send(p, Message::ResyncFinished { volume });
     }
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use qrbd_engine::api::{ClientError, FenceAnswer, FenceId, HandlerId, IoError, LossReason, Notice};
-use qrbd_engine::config::{PeerConfig, VolumeConfig};
+use qrbd_engine::config::{Fencing, PeerConfig, VolumeConfig};
 use qrbd_engine::metadata::growth::{DiskSizes, KnownDevice};
 use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage, Step};
 use qrbd_engine::metadata::layout::Placement;
@@ -609,6 +609,16 @@ impl Pair {
         )
     }
 
+    pub fn detach_by_force(&mut self, node: usize) -> Result<(), Refusal> {
+        self.command(
+            node,
+            Command::Detach {
+                volume: VOLUME,
+                force: true,
+            },
+        )
+    }
+
     pub fn up(&mut self, node: usize) {
         self.attach(node).unwrap();
         self.connect(node, false);
@@ -722,6 +732,10 @@ impl Pair {
         assert_eq!(pair.nodes[1].disk.borrow()[8192], 55);
         pair
     }
+}
+
+pub fn stonith(peer: &mut PeerConfig) {
+    peer.fencing = Fencing::ResourceAndStonith;
 }
 
 pub fn plain(_: &mut PeerConfig) {}

@@ -157,6 +157,21 @@ fn check(me: &Side<'_>, peer: &Side<'_>, found: Verdict) {
             let writes_of_its_own =
                 !to.bitmap.is_just_created() && to.bits > 0 && to.disk > DiskLevel::Inconsistent;
             let given_up = matches!(found.rule, Rule::GivenUpSelf | Rule::GivenUpPeer);
+            if given_up {
+                // Named by the source, begun by no Primary, and everything since then is marked.
+                let (named, since) = (to.current, to.bitmap);
+                assert!(
+                    from.history.iter().any(|old| old.same(named)),
+                    "{}",
+                    context()
+                );
+                assert!(!named.made_by_primary(), "{}", context());
+                assert!(
+                    since.same(from.bitmap) || since.same(from.current),
+                    "{}",
+                    context()
+                );
+            }
             let declared_void = to.full_sync_requested || to.current.is_just_created() || given_up;
             if writes_of_its_own && !declared_void && from.bits > 0 {
                 panic!("writes discarded without a split brain: {}", context());
