@@ -5,6 +5,7 @@ mod harness;
 use harness::*;
 use qrbd_engine::config::PeerConfig;
 use qrbd_engine::limits;
+use qrbd_engine::state::DiskState;
 use qrbd_engine::units::{ByteRange, NodeId};
 use qrbd_engine::wire::message::Protocol;
 use qrbd_engine::{Command, Event, Operation};
@@ -97,6 +98,19 @@ fn a_node_that_leaves_keeps_nothing() {
     pair.hold_back = Some(|_| true);
     pair.give(0, disconnect);
     assert_eq!(pair.kept, 0);
+}
+
+#[test]
+fn what_was_kept_leaves_when_the_peer_needs_a_resync() {
+    let mut pair = keeping();
+    // The resync's reads never end, so that no data of its own takes along what was kept.
+    pair.nodes[0].freeze = vec![Io::Read];
+    pair.give(1, Command::Invalidate { volume: VOLUME });
+    let peer_disk = pair.nodes[0].engine.status().peers[0].devices[0].peer_disk;
+    assert_eq!(peer_disk, DiskState::Inconsistent);
+    assert_eq!(pair.kept, 0);
+    pair.thaw(0);
+    pair.assert_equal_and_in_sync();
 }
 
 #[test]
