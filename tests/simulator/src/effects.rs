@@ -315,12 +315,20 @@ impl World {
         }
         if let Notice::Disk {
             volume,
-            from: DiskState::Negotiating,
+            from,
             to: DiskState::Failed,
             ..
         } = notice
         {
-            self.nodes[node].volumes[usize::from(volume.0)].attach_refused = true;
+            let volume = usize::from(volume.0);
+            match from {
+                DiskState::Negotiating => self.nodes[node].volumes[volume].attach_refused = true,
+                // With nothing under way it is Diskless at the end of the same step.
+                DiskState::UpToDate => {
+                    self.nodes[node].volumes[volume].failed_at = self.tick_moment();
+                }
+                _ => {}
+            }
         }
         self.trace.mix(&[
             rule.len() as u64,

@@ -487,12 +487,18 @@ impl Scenario {
         faults.read_errors = (Micros::MAX, 1000);
     }
 
+    /// The metadata of a node can't be written any more.
+    pub fn break_metadata(&mut self, node: NodeIndex) {
+        self.world.nodes[node].volumes[0].faults.metadata_errors = (Micros::MAX, 1000);
+    }
+
     /// The disk of a node works again.
     pub fn repair_disk(&mut self, node: NodeIndex) {
         let now = self.world.now;
         let faults = &mut self.world.nodes[node].volumes[0].faults;
         faults.write_errors = (now, 0);
         faults.read_errors = (now, 0);
+        faults.metadata_errors = (now, 0);
     }
 
     // ---- what is so ---------------------------------------------------------------------------------------------------------

@@ -1440,6 +1440,25 @@ fn a_flush_fails_where_the_only_good_disk_failed_and_was_attached_again() {
 }
 
 #[test]
+fn a_flush_fails_where_the_metadata_of_the_only_good_disk_failed_with_nothing_under_way() {
+    over_seeds(Protocol::C, 10, |mut world| {
+        world.disconnect(1).unwrap();
+        world.wait_disconnected(0);
+        world.write_now(0, block(5));
+        // A write that needs an extent of the activity log: the disk is given up in the step in which that fails.
+        world.break_metadata(0);
+        let failed = world.write(0, extent(7));
+        assert_eq!(world.answer(failed), Err(ClientError::Io));
+        world.until_disk_is_given_up(0);
+        world.repair_disk(0);
+        world.attach(0);
+        world.connect(1, false).unwrap();
+        until_served(&mut world);
+        a_flush_fails_once(&mut world);
+    });
+}
+
+#[test]
 fn a_disk_that_goes_when_its_peers_resync_is_just_over_is_not_good_when_it_comes_back_alone() {
     let mut taken_over = 0;
     for seed in 0..200 {

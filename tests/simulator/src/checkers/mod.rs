@@ -177,9 +177,6 @@ impl World {
                 )
             {
                 self.good_disk_leaves(node, volume);
-                if view.volumes[volume].disk == DiskState::Failed {
-                    self.nodes[node].volumes[volume].failed_at = self.tick_moment();
-                }
             }
         }
         for volume in 0..self.settings.volumes.len() {
