@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tracing::info;
 
 use crate::front;
@@ -22,7 +23,9 @@ const BACKLOG: u32 = 128;
 struct Listener {
     volumes: Volumes,
     /// Closes the listener when it is dropped.
-    _open: oneshot::Sender<()>,
+    open: oneshot::Sender<()>,
+    /// Ends when every client is gone.
+    served: JoinHandle<()>,
 }
 
 /// The listeners of this daemon.
@@ -63,7 +66,7 @@ impl TcpFronts {
         let volumes = Volumes::default();
         volumes.insert(shared);
         let (open, closed) = oneshot::channel::<()>();
-        tokio::task::spawn_local(front::serve_tcp(volumes.clone(), listener, async {
+        let served = tokio::task::spawn_local(front::serve_tcp(volumes.clone(), listener, async {
             // The sender is dropped with the listener.
             let _ = closed.await;
         }));
@@ -71,10 +74,24 @@ impl TcpFronts {
             address,
             Listener {
                 volumes,
-                _open: open,
+                open,
+                served,
             },
         );
         Ok(())
+    }
+
+    /// Closes every listener. Returns when the clients have the answers to what they asked and are gone.
+    pub(crate) async fn end(&self) {
+        let listeners = std::mem::take(&mut *self.listeners.borrow_mut());
+        let mut clients = Vec::new();
+        for Listener { open, served, .. } in listeners.into_values() {
+            drop(open);
+            clients.push(served);
+        }
+        for served in clients {
+            let _ = served.await;
+        }
     }
 
     /// The resource is not served any more.

@@ -65,6 +65,8 @@ pub(crate) struct Core {
     agreements: u64,
     /// As many as that were when this node became Primary last.
     agreements_before: u64,
+    /// The resource ends whatever its role: what becomes of its sessions now is this node's own doing.
+    leaves: bool,
     pub(super) marks: Marks,
 }
 
@@ -102,6 +104,7 @@ impl Core {
             sent: false,
             agreements: 0,
             agreements_before: 0,
+            leaves: false,
             marks: Marks::default(),
         }
     }
@@ -205,9 +208,12 @@ impl Core {
 
         while let Some(event) = self.network.poll_event(context) {
             worked = true;
-            self.engine.handle(now, event);
+            // A Primary that ends would take its peer for lost, fence it and begin a generation without it.
+            if !self.leaves {
+                self.engine.handle(now, event);
+            }
         }
-        if self.engine.next_timeout().is_some_and(|due| due <= now) {
+        if !self.leaves && self.engine.next_timeout().is_some_and(|due| due <= now) {
             worked = true;
             self.engine.handle(now, Event::Tick);
         }
@@ -275,7 +281,8 @@ impl Core {
 
     /// When the clock alone is a reason to look again.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let next = [self.engine.next_timeout(), self.network.retry_at()]
+        let engine = self.engine.next_timeout().filter(|_| !self.leaves);
+        let next = [engine, self.network.retry_at()]
             .into_iter()
             .flatten()
             .min()?;
@@ -527,6 +534,12 @@ impl Core {
     }
 
     /// The owner ends: gives back what is open, answers what waits.
+    /// Ends the sessions; the engine hears of no peer any more.
+    pub(super) fn leave(&mut self) {
+        self.leaves = true;
+        self.network.leave();
+    }
+
     pub(super) fn end(&mut self) -> Vec<ResourceEndpoint> {
         let left = self.clients.len();
         if left > 0 {

@@ -330,7 +330,7 @@ impl Shared {
     /// are free again. Meant for a resource that was demoted, disconnected and detached before.
     pub(crate) async fn stop(&self) {
         // What was said to a peer last is given its time to arrive.
-        self.core.borrow_mut().network.leave();
+        self.core.borrow_mut().leave();
         patiently(|| !self.core.borrow().network.has_sessions()).await;
         self.stopped.set(true);
         self.wake();

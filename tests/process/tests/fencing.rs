@@ -1,12 +1,15 @@
 //! The `fencing` option, with handlers as administrators write them: shell commands with DRBD's environment and exit codes.
 
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use qrbd_nbd::{Client, Cookie};
 use qrbd_process_tests::configuration::Options;
 use qrbd_process_tests::handler::assert_told;
 use qrbd_process_tests::load::{self, Load};
 use qrbd_process_tests::pair::{Pair, PairOptions, SYNC_LIMIT};
+use qrbd_process_tests::stage;
 use qrbd_process_tests::wait;
 use tempfile::TempDir;
 
@@ -25,11 +28,15 @@ struct Fenced {
 }
 
 fn fenced(policy: &str) -> Fenced {
+    fenced_with(policy, "")
+}
+
+fn fenced_with(policy: &str, sections: &str) -> Fenced {
     let directory = tempfile::tempdir().expect("a directory can be made");
     let [called, verdict, unfenced] =
         ["called", "verdict", "unfenced"].map(|name| directory.path().join(name));
     let more = format!(
-        "handlers {{\n fence-peer \"env > {c}.new; mv {c}.new {c}; while ! test -e {v}; do sleep 0.05; done; exit $(cat {v})\";\n \
+        "{sections}\nhandlers {{\n fence-peer \"env > {c}.new; mv {c}.new {c}; while ! test -e {v}; do sleep 0.05; done; exit $(cat {v})\";\n \
          unfence-peer \"touch {u}\";\n }}",
         c = called.display(),
         v = verdict.display(),
@@ -212,6 +219,44 @@ fn a_secondary_that_leaves_is_outdated_and_nobody_is_fenced() {
     });
     assert!(!fenced.called.exists(), "nobody had to be fenced");
     load::verify(&pair.alice, &journal);
+}
+
+/// The Primary's daemon ends, and the peer is neither fenced nor harmed.
+fn stop_fences_nobody(fenced: &mut Fenced) {
+    fenced.pair.alice.stop();
+    let log = fenced.pair.alice.log();
+    assert!(!log.contains("handler fence-peer"), "{log}");
+    assert!(!fenced.called.exists());
+    fenced.pair.bob.wait_disconnected(NOTICE_LIMIT);
+    assert_eq!(fenced.pair.bob.status().disk(), "UpToDate");
+}
+
+#[test]
+fn a_primary_that_is_stopped_while_a_client_has_it_open_over_tcp_is_demoted_first() {
+    let listen = stage::address();
+    let mut fenced = fenced_with(
+        "resource-and-stonith",
+        &format!("options {{ nbd-listen {listen}; }}"),
+    );
+    let stream = TcpStream::connect(listen).expect("somebody listens");
+    let mut client = Client::connect(stream, "r0").expect("the export is served");
+    client.write(0, &[7; 4096], false).expect("it is Primary");
+    stop_fences_nobody(&mut fenced);
+    let log = fenced.pair.alice.log();
+    assert!(log.contains("role Primary -> Secondary"), "{log}");
+}
+
+#[test]
+fn a_primary_that_is_stopped_and_cannot_be_demoted_fences_nobody() {
+    let mut fenced = fenced("resource-and-stonith");
+    fenced.pair.alice.command("suspend-io");
+    let mut client = fenced.pair.alice.client();
+    client
+        .send_write(Cookie(1), 0, &[7; 4096], false)
+        .expect("it is sent");
+    stop_fences_nobody(&mut fenced);
+    let log = fenced.pair.alice.log();
+    assert!(log.contains("left as it is"), "{log}");
 }
 
 #[test]
