@@ -124,6 +124,7 @@ impl<P: Payload> Engine<P> {
             device.paused_there = false;
             device.tracks_misses = false;
             device.misses_tracked = false;
+            device.loss_told = false;
             device.named_there = Generation::NONE;
             device.invalidation = None;
             device.invalidation_wanted_there = false;
@@ -329,7 +330,8 @@ impl<P: Payload> Engine<P> {
             if was != DiskState::Negotiating {
                 device.named = Generation::NONE;
             }
-            device.resync_ending |= device.target.is_some();
+            device.resync_ending |=
+                (device.target.as_ref()).is_some_and(|target| !target.finishing);
             let finishing = (device.source.as_ref()).is_some_and(|source| source.finishing);
             self.stop_resync(p, v);
             if core::mem::take(&mut self.peers[p].devices[v].round_wanted) {
@@ -364,6 +366,7 @@ impl<P: Payload> Engine<P> {
                     .collect();
                 let number = self.volumes[v].number;
                 self.peers[p].devices[v].misses_tracked = false;
+                self.peers[p].devices[v].loss_told = true;
                 let generation = self.name_generation(p, v);
                 self.send(
                     p,
@@ -538,6 +541,7 @@ impl<P: Payload> Engine<P> {
     ) -> Result<(), &'static str> {
         let v = self.volume_index(number).ok_or("an unknown volume")?;
         self.peers[p].devices[v].misses_tracked = true;
+        self.peers[p].devices[v].loss_told = false;
         self.volumes[v].exposed = current;
         self.update_requests(v);
         Ok(())

@@ -52,7 +52,8 @@ impl<P: Payload> Engine<P> {
             return Err("a write whose payload has another length than its range");
         }
         self.last_application_io = self.now;
-        let missed = self.peers[p].devices[v].tracks_misses;
+        let device = &self.peers[p].devices[v];
+        let missed = device.tracks_misses || !device.disk.has_data();
         let awaited = !self.may_gather(p);
         self.peers[p].receiver.awaited = awaited;
         if !self.peers[p].receiver.receive(Received {

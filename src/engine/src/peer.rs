@@ -168,6 +168,8 @@ pub(crate) struct PeerDevice {
     pub tracks_misses: bool,
     /// The peer tracks what this node's lost disk misses.
     pub misses_tracked: bool,
+    /// The peer was told of this node's lost disk and has not answered.
+    pub loss_told: bool,
     /// The generation that this node named to the peer for what its own lost disk misses.
     pub named: Generation,
     /// The generation that the peer named for what its lost disk misses.
@@ -211,6 +213,7 @@ impl PeerDevice {
             told_to_skip: false,
             tracks_misses: false,
             misses_tracked: false,
+            loss_told: false,
             named: Generation::NONE,
             named_there: Generation::NONE,
             invalidation: None,

@@ -373,3 +373,62 @@ fn nodes_are_not_declared_equal_when_the_peer_is_silent_about_it() {
     pair.assert_equal_and_in_sync();
     assert!(pair.resync_bytes > 0, "copied, not declared equal");
 }
+
+#[test]
+fn a_write_that_overtakes_the_promotion_of_a_node_without_a_disk_is_noted() {
+    let mut pair = Pair::synced(&plain);
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    pair.detach(0).unwrap();
+    let promotion = |message: &Message<Bytes>| matches!(message, Message::PeerState { role, .. } if *role == Role::Primary);
+    pair.hold_back = Some(promotion);
+    pair.command(0, Command::Promote { force: false }).unwrap();
+    let write = pair.start_write(0, FAR, 9);
+    pair.release();
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    pair.attach(0).unwrap();
+    assert_eq!(pair.read(0, FAR), 9, "the disk got what it missed");
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_node_that_was_demoted_without_its_disk_waits_until_the_peer_knows_of_the_loss() {
+    let mut pair = Pair::synced(&plain);
+    pair.hold_back = Some(|message| matches!(message, Message::DiskLost { .. }));
+    pair.detach(0).unwrap();
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    let attach = pair.attach_command(0);
+    pair.give(0, attach);
+    assert_eq!(pair.disk(0), DiskState::Negotiating);
+    pair.release();
+    pair.assert_equal_and_in_sync();
+    pair.command(1, Command::Promote { force: false }).unwrap();
+    pair.write(1, 0, 7);
+    assert_eq!(pair.nodes[0].byte(0), 7, "it is mirrored again");
+}
+
+#[test]
+fn a_demoted_target_does_not_take_the_end_of_a_stopped_resync_for_that_of_the_next() {
+    let mut pair = Pair::synced(&plain);
+    let (volume, peer) = (VOLUME, NodeId(1));
+    pair.write(0, FAR, 1);
+    pair.detach(0).unwrap();
+    pair.write(0, FAR, 2);
+    pair.command(0, Command::PauseSync { volume, peer })
+        .unwrap();
+    pair.attach(0).unwrap();
+    assert_eq!(pair.replication(0), ReplicationState::PausedSyncT);
+    pair.hold_back = Some(|message| message.lane() == Lane::Resync);
+    pair.detach(0).unwrap();
+    assert_eq!(pair.held_back.len(), 1, "the end of the stopped resync");
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    let attach = pair.attach_command(0);
+    pair.give(0, attach);
+    assert_eq!(pair.disk(0), DiskState::Negotiating);
+    pair.release();
+    assert_eq!(pair.replication(0), ReplicationState::PausedSyncT);
+    assert_eq!(pair.disk(0), DiskState::Inconsistent);
+    pair.command(0, Command::ResumeSync { volume, peer })
+        .unwrap();
+    assert_eq!(pair.nodes[0].byte(FAR), 2);
+    pair.assert_equal_and_in_sync();
+}

@@ -3,12 +3,15 @@
 mod harness;
 
 use harness::*;
-use qrbd_engine::Command;
-use qrbd_engine::Operation;
+use qrbd_engine::api::IoError;
 use qrbd_engine::config::PeerConfig;
 use qrbd_engine::limits;
-use qrbd_engine::state::{ConnectionState, DiskState};
-use qrbd_engine::wire::Message;
+use qrbd_engine::state::{ConnectionState, DiskState, ReplicationState};
+use qrbd_engine::units::{ByteRange, NodeId};
+use qrbd_engine::wire::{Lane, Message};
+use qrbd_engine::{Command, Event, Operation};
+
+const FAR: u64 = 20 << 20;
 
 /// The link breaks with what is held back.
 fn cut_without_it(pair: &mut Pair) {
@@ -293,4 +296,133 @@ fn what_the_administrator_had_go_on_is_not_frozen_again() {
     assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
     wait_until_it_is_fenced(&mut pair);
     pair.write(0, 4096, 2);
+}
+
+#[test]
+fn a_write_carried_out_while_its_disk_is_detached_by_force_is_noted() {
+    let mut pair = Pair::synced(&plain);
+    pair.detach(0).unwrap();
+    pair.write(0, FAR, 5);
+    for _ in 0..3 {
+        pair.pass_time();
+    }
+    // A write of the next epoch waits for the flush of this one.
+    pair.nodes[1].freeze = vec![Io::Flush];
+    pair.write(0, FAR, 6);
+    pair.start_write(0, FAR + 4096, 9);
+    let detach = Command::Detach {
+        volume: VOLUME,
+        force: true,
+    };
+    pair.give(1, detach);
+    // The bitmap is on its way to the disk when the epoch is flushed.
+    pair.nodes[1].freeze = vec![Io::Flush, Io::Metadata];
+    let for_the_bitmap = pair.nodes[1]
+        .frozen
+        .pop_back()
+        .expect("the data are flushed");
+    pair.event(1, for_the_bitmap);
+    let of_the_epoch = pair.nodes[1]
+        .frozen
+        .pop_front()
+        .expect("the epoch is flushed");
+    pair.event(1, of_the_epoch);
+    assert_eq!(pair.nodes[1].byte(FAR + 4096), 9, "it was carried out");
+    pair.thaw(1);
+    assert_eq!(pair.disk(1), DiskState::Diskless);
+    pair.attach(1).unwrap();
+    pair.attach(0).unwrap();
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_disk_that_fails_while_the_end_of_its_resync_is_written_down_is_taken_back_at_once() {
+    let mut pair = Pair::synced(&plain);
+    let (volume, peer) = (VOLUME, NodeId(1));
+    pair.detach(0).unwrap();
+    pair.write(0, FAR, 2);
+    pair.command(0, Command::PauseSync { volume, peer })
+        .unwrap();
+    pair.attach(0).unwrap();
+    pair.write(0, 0, 4);
+    pair.hold_back = Some(|message| matches!(message, Message::ResyncFinish { .. }));
+    pair.command(0, Command::ResumeSync { volume, peer })
+        .unwrap();
+    pair.nodes[0].freeze = vec![Io::Metadata];
+    pair.release();
+    assert_eq!(pair.disk(0), DiskState::Inconsistent);
+    pair.nodes[0].fail_writes = true;
+    pair.start_write(0, 0, 5);
+    pair.nodes[0].fail_writes = false;
+    pair.thaw(0);
+    assert_eq!(pair.disk(0), DiskState::Diskless);
+    let attach = pair.attach_command(0);
+    pair.give(0, attach);
+    let write = pair.start_write(0, 4096, 7);
+    assert_eq!(pair.disk(0), DiskState::UpToDate);
+    assert_eq!(pair.nodes[0].completions.get(&write), Some(&Ok(None)));
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_write_suspended_across_the_loss_of_the_disk_enters_the_activity_log_of_the_next() {
+    let mut pair = Pair::synced(&plain);
+    pair.nodes[0].freeze = vec![Io::Metadata];
+    pair.start_write(0, 8 << 20, 8);
+    pair.start_write(0, FAR, 9);
+    pair.command(0, Command::SuspendIo).unwrap();
+    let detach = Command::Detach {
+        volume: VOLUME,
+        force: false,
+    };
+    pair.give(0, detach);
+    pair.thaw(0);
+    assert_eq!(pair.disk(0), DiskState::Diskless);
+    pair.attach(0).unwrap();
+    // Its disk has it, the peer does not, and it crashes.
+    pair.hold_back = Some(|message| message.lane() == Lane::Data);
+    pair.command(0, Command::ResumeIo).unwrap();
+    assert_eq!(pair.nodes[0].byte(FAR), 9);
+    pair.hold_back = None;
+    pair.held_back.clear();
+    pair.restart(0, &plain);
+    pair.up(0);
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn resync_data_that_overlap_and_a_disk_error_are_no_panic() {
+    let mut pair = Pair::synced(&plain);
+    let (volume, peer) = (VOLUME, NodeId(1));
+    pair.cut();
+    pair.write(0, FAR, 2);
+    pair.command(0, Command::PauseSync { volume, peer })
+        .unwrap();
+    pair.heal();
+    assert_eq!(pair.replication(1), ReplicationState::PausedSyncT);
+    pair.nodes[1].freeze = vec![Io::Write];
+    let session = pair.nodes[1].session.expect("they are connected");
+    for id in 1..3 {
+        let message = Message::ResyncData {
+            id,
+            volume,
+            range: ByteRange::new(FAR, 4096),
+            payload: filled(2, 4096),
+        };
+        let peer = NodeId(0);
+        pair.event(
+            1,
+            Event::Frame {
+                peer,
+                session,
+                message,
+            },
+        );
+    }
+    let Some(Event::DiskDone { io, .. }) = pair.nodes[1].frozen.pop_front() else {
+        panic!("the first write is under way");
+    };
+    let result = Err(IoError::Failed);
+    pair.event(1, Event::DiskDone { io, result });
+    assert_eq!(pair.disk(1), DiskState::Diskless);
 }

@@ -190,7 +190,18 @@ impl<P: Payload> Engine<P> {
 
     pub(crate) fn detach_durable(&mut self, v: usize) {
         // The log may be called clean only when the bits are on disk, and contact be claimed when the data are.
+        // What was received is carried out even now, and may mark blocks: again, until nothing is left.
+        let drained = self.peers.iter().all(crate::peer::Peer::drained);
         let volume = &mut self.volumes[v];
+        let dirty = (volume.backing.iter().flat_map(|backing| &backing.bitmaps))
+            .any(|bitmap| bitmap.dirty_count() > 0);
+        if (!drained || dirty) && volume.disk.has_data() {
+            let bitmap = volume.backing.as_mut().map_or(0, |backing| {
+                backing.writer.data_flush = true;
+                backing.writer.want_bitmap()
+            });
+            return volume.after(0, bitmap, None, After::Detach);
+        }
         let mut news = false;
         if let Some(backing) = volume.backing.as_mut() {
             news |= !core::mem::replace(&mut backing.superblock.flags.al_clean, true);

@@ -98,9 +98,10 @@ impl<P: Payload> Engine<P> {
         // What a Primary without a disk sent must be written and noted at the peer before the two compare, or the comparison would
         // overtake it (lanes are not ordered with each other).
         let device = &self.peers[p].devices[v];
-        let noted = device.misses_tracked || device.disk != DiskState::UpToDate;
+        let noted = device.misses_tracked
+            || device.disk != DiskState::UpToDate
+            || self.role != Role::Primary && !device.loss_told;
         let drained = !device.round_wanted
-            || self.role != Role::Primary
             || noted && !device.resync_ending && !self.peers[p].log.has_unwritten(v);
         !changing && recorded && drained
     }

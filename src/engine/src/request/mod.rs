@@ -248,7 +248,12 @@ impl<P: Payload> Engine<P> {
         if !self.volumes[v].parked.is_empty() && !self.waits_for_handshake(v) {
             progress = true;
             for key in core::mem::take(&mut self.volumes[v].parked) {
-                self.submit_write(key);
+                if self.requests[key].logged || !self.volumes[v].usable() {
+                    self.submit_write(key);
+                } else {
+                    let range = self.requests[key].range;
+                    self.enter_log(v, Owner::Request(key), range);
+                }
             }
         }
         if !self.volumes[v].held_for_data.is_empty()

@@ -218,7 +218,10 @@ impl<P: Payload> Engine<P> {
     }
 
     pub(crate) fn resync_write_unblocked(&mut self, p: usize, key: usize) {
-        let operation = &mut self.peers[p].resync_writes[key];
+        // Stopped between its release and its turn.
+        let Some(operation) = self.peers[p].resync_writes.get_mut(key) else {
+            return;
+        };
         operation.started = true;
         let (v, range, payload) = (operation.volume, operation.range, operation.payload.clone());
         if !self.volumes[v].usable() {
