@@ -165,7 +165,10 @@ async fn main(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result
     // Clients get the answers to what they asked, then nobody has anything open.
     let _ = end_clients.send(());
     let clients = async { tokio::join!(front, daemon.tcp_fronts.end()) };
-    if tokio::time::timeout(CLIENT_PATIENCE, clients).await.is_err() {
+    if tokio::time::timeout(CLIENT_PATIENCE, clients)
+        .await
+        .is_err()
+    {
         warn!(
             "NBD clients did not go within {} s",
             CLIENT_PATIENCE.as_secs()
