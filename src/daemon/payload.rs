@@ -45,6 +45,12 @@ impl EnginePayload {
         }
     }
 
+    /// The bytes alone: from now on somebody else is charged for them.
+    #[must_use]
+    pub fn without_credit(self) -> Self {
+        EnginePayload::from(self.data)
+    }
+
     /// What the peer is charged for these bytes, to be kept as long as they are in use.
     #[must_use]
     pub fn credit(&self) -> Option<Arc<Credit>> {

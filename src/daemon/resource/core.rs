@@ -357,6 +357,8 @@ impl Core {
             Effect::StopConnecting { peer } => self.network.stop_connecting(peer),
             Effect::Complete { id, result } => {
                 let client = self.clients.remove(id.0 as usize);
+                // The client is charged for what it has not taken; the peer's lane is for everybody.
+                let result = result.map(|data| data.map(EnginePayload::without_credit));
                 client.completions.push(client.token, result);
             }
             Effect::CommandDone { id, result } => {

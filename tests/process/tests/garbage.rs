@@ -1,10 +1,12 @@
-//! Garbage on every socket of a daemon under load: nothing acknowledged is lost, nobody is shut out, memory stays bounded.
+//! Garbage on every socket of a daemon under load, and clients that behave badly: nothing acknowledged is lost, nobody is shut out, memory
+//! stays bounded.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use qrbd_nbd::Cookie;
 use qrbd_process_tests::configuration::Options;
 use qrbd_process_tests::load::{self, Load};
 use qrbd_process_tests::node::Node;
@@ -263,4 +265,25 @@ fn garbage_on_the_nbd_tcp_port_harms_nobody() {
         let _ = stream.write_all(&bytes);
         let _ = stream.read(&mut [0; 4096]);
     });
+}
+
+#[test]
+fn a_client_that_takes_no_replies_leaves_the_peer_s_data_to_the_others() {
+    const READ_BYTES: u32 = 1 << 20;
+    let pair = Pair::ready(&PairOptions::default());
+    pair.alice.command("detach");
+    assert_eq!(pair.alice.status().disk(), "Diskless");
+    // More than the peer may send ahead, and nobody takes it.
+    let mut silent = pair.alice.client();
+    for read in 0..48 {
+        let offset = (read % 16) * u64::from(READ_BYTES);
+        silent
+            .send_read(Cookie(read), offset, READ_BYTES)
+            .expect("it is sent");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let mut other = pair.alice.client();
+    other
+        .read(0, &mut [0; 4096])
+        .expect("it is answered although somebody else takes nothing");
 }
