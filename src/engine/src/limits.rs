@@ -20,6 +20,10 @@ pub const DEFAULT_AL_EXTENTS: u32 = 1237;
 pub const MAX_BUFFERED_OPERATIONS: usize = 16_384;
 /// Operations sent to a peer and not yet written there, above which clients are slowed.
 pub const MAX_UNWRITTEN_OPERATIONS: usize = 8_192;
+/// Reads that a peer is asked for at once; with [`MAX_UNWRITTEN_OPERATIONS`] they stay below [`MAX_BUFFERED_OPERATIONS`].
+pub const MAX_REMOTE_READS: usize = 8_000;
+/// Bytes that a peer is asked for at once: it holds as many until they are taken.
+pub const MAX_REMOTE_READ_BYTES: u64 = 64 << 20;
 /// Milliseconds for which a report that no client waits for is gathered with those that follow,
 pub const REPORT_GATHER_MS: u64 = 2;
 /// or until it tells of so many operations,

@@ -2,7 +2,7 @@
 //! each volume. Data only; the rules are in `handshake`, `mirror`, `resync` and `request`.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -319,6 +319,10 @@ pub(crate) struct Peer<P> {
     pub returns_by: Option<Time>,
     /// Remote reads under way: question → request.
     pub reads: BTreeMap<u64, usize>,
+    /// Bytes that they ask for.
+    pub read_bytes: u64,
+    /// Requests that are read from the peer when others were answered.
+    pub waiting_reads: VecDeque<usize>,
     /// StandAlone was asked for while the goodbye is still on its way.
     pub disconnecting: Option<crate::api::CommandId>,
 }
@@ -359,6 +363,8 @@ impl<P> Peer<P> {
             granted: None,
             returns_by: None,
             reads: BTreeMap::new(),
+            read_bytes: 0,
+            waiting_reads: VecDeque::new(),
             disconnecting: None,
         }
     }

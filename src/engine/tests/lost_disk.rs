@@ -3,7 +3,7 @@
 mod harness;
 
 use harness::*;
-use qrbd_engine::api::IoError;
+use qrbd_engine::api::{ClientError, IoError};
 use qrbd_engine::config::PeerConfig;
 use qrbd_engine::limits;
 use qrbd_engine::state::{ConnectionState, DiskState, ReplicationState};
@@ -425,4 +425,55 @@ fn resync_data_that_overlap_and_a_disk_error_are_no_panic() {
     let result = Err(IoError::Failed);
     pair.event(1, Event::DiskDone { io, result });
     assert_eq!(pair.disk(1), DiskState::Diskless);
+}
+
+/// A Primary without its disk whose clients ask for more than the peer, whose disk is slow, may be asked for.
+fn more_reads_than_the_peer_takes(length: u32, count: usize) {
+    let mut pair = Pair::synced(&plain);
+    pair.write(0, 0, 3);
+    pair.detach(0).unwrap();
+    let session = pair.nodes[0].session;
+    pair.nodes[1].freeze = vec![Io::Read];
+    let reads: Vec<u64> = (0..count)
+        .map(|_| pair.submit(0, Operation::Read(ByteRange::new(0, length))))
+        .collect();
+    let asked = pair.nodes[1].frozen.len();
+    assert!(asked > 0 && asked <= limits::MAX_REMOTE_READS && asked < count);
+    assert!(asked as u64 * u64::from(length) <= limits::MAX_REMOTE_READ_BYTES);
+    pair.thaw(1);
+    for read in reads {
+        let Some(Ok(Some(bytes))) = pair.nodes[0].completions.get(&read) else {
+            panic!("{:?}", pair.nodes[0].completions.get(&read));
+        };
+        assert_eq!((bytes.0[0], bytes.0.len()), (3, length as usize));
+    }
+    assert_eq!(pair.nodes[0].session, session, "nobody broke the protocol");
+}
+
+#[test]
+fn a_primary_without_its_disk_asks_for_no_more_reads_than_the_peer_takes() {
+    more_reads_than_the_peer_takes(512, limits::MAX_BUFFERED_OPERATIONS + 1000);
+}
+
+#[test]
+fn a_primary_without_its_disk_asks_for_no_more_bytes_than_the_peer_holds() {
+    let length = 4 << 20;
+    more_reads_than_the_peer_takes(length, 20);
+}
+
+#[test]
+fn reads_that_wait_for_a_peer_end_when_it_is_lost() {
+    let mut pair = Pair::synced(&plain);
+    pair.detach(0).unwrap();
+    pair.nodes[1].freeze = vec![Io::Read];
+    let reads: Vec<u64> = (0..20)
+        .map(|_| pair.submit(0, Operation::Read(ByteRange::new(0, 4 << 20))))
+        .collect();
+    pair.cut();
+    for read in reads {
+        assert_eq!(
+            pair.nodes[0].completions.get(&read),
+            Some(&Err(ClientError::Io))
+        );
+    }
 }

@@ -5,6 +5,8 @@ use alloc::string::String;
 use super::Stage;
 use crate::api::{ClientError, Effect, IoError, Payload};
 use crate::engine::{Engine, IoOwner};
+use crate::limits;
+use crate::peer::Peer;
 use crate::state::DiskState;
 use crate::units::ByteRange;
 use crate::wire::{Message, ReadOutcome};
@@ -47,9 +49,14 @@ impl<P: Payload> Engine<P> {
             let io = self.new_io(v, IoOwner::ClientRead(key));
             self.effect(Effect::Read { volume, io, range });
         } else if let Some(p) = self.remote_source(v) {
+            let peer = &mut self.peers[p];
+            if !peer.waiting_reads.is_empty() || !may_ask(peer, range) {
+                return peer.waiting_reads.push_back(key);
+            }
             let id = self.random.draw();
             let volume = self.volumes[v].number;
-            self.peers[p].reads.insert(id, key);
+            peer.reads.insert(id, key);
+            peer.read_bytes += u64::from(range.length);
             self.send(p, Message::ReadRequest { id, volume, range });
         } else if self.awaits_data(v) {
             self.volumes[v].held_for_data.push_back(key);
@@ -96,6 +103,18 @@ impl<P: Payload> Engine<P> {
         let Some(key) = self.peers[p].reads.remove(&id) else {
             return Err("answer to a read that was never asked");
         };
+        self.peers[p].read_bytes -= u64::from(self.requests[key].range.length);
+        let taken = self.take_read_reply(key, outcome, payload);
+        self.ask_for_waiting_reads(p);
+        taken
+    }
+
+    fn take_read_reply(
+        &mut self,
+        key: usize,
+        outcome: ReadOutcome,
+        payload: Option<P>,
+    ) -> Result<(), &'static str> {
         match (outcome, payload) {
             (ReadOutcome::Data, Some(payload))
                 if payload.length() == self.requests[key].range.length as usize =>
@@ -122,10 +141,34 @@ impl<P: Payload> Engine<P> {
         }
     }
 
-    /// Remote reads that were under way on a lost connection look for another source.
+    /// There is room for reads that wait.
+    fn ask_for_waiting_reads(&mut self, p: usize) {
+        let mut waiting = core::mem::take(&mut self.peers[p].waiting_reads);
+        while let Some(&key) = waiting.front()
+            && may_ask(&self.peers[p], self.requests[key].range)
+        {
+            waiting.pop_front();
+            self.start_read(key);
+        }
+        waiting.append(&mut self.peers[p].waiting_reads);
+        self.peers[p].waiting_reads = waiting;
+    }
+
+    /// Remote reads that were under way on a lost connection, or waited for it, look for another source.
     pub(crate) fn retry_remote_reads(&mut self, p: usize) {
-        for (_, key) in core::mem::take(&mut self.peers[p].reads) {
+        let peer = &mut self.peers[p];
+        let asked = core::mem::take(&mut peer.reads);
+        let waiting = core::mem::take(&mut peer.waiting_reads);
+        peer.read_bytes = 0;
+        for key in asked.into_values().chain(waiting) {
             self.start_read(key);
         }
     }
+}
+
+/// True if the peer may be asked for these bytes too. One read it is asked for whatever its length.
+fn may_ask<P>(peer: &Peer<P>, range: ByteRange) -> bool {
+    let bytes = peer.read_bytes + u64::from(range.length);
+    peer.reads.is_empty()
+        || peer.reads.len() < limits::MAX_REMOTE_READS && bytes <= limits::MAX_REMOTE_READ_BYTES
 }
