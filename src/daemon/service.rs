@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use qrbd_control::{Command, Request, Response, SOCKET_NAME, Target};
 use qrbd_kernel_device::inherit::{self, Inherited};
 use tokio::runtime::LocalOptions;
@@ -88,6 +89,7 @@ async fn main(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result
     // `systemctl reload` and closed terminals: nothing is kept of the configuration, so there is nothing to reread.
     let mut hang_up = signal(SignalKind::hangup()).context("no signal handler")?;
 
+    allow_descriptors();
     // The working directory may change for handlers; paths must not.
     let configuration =
         std::path::absolute(&arguments.config_file).context("the path of the configuration")?;
@@ -185,6 +187,15 @@ async fn main(arguments: Arguments, inherited: Vec<Inherited>) -> anyhow::Result
     }
     info!("stopped");
     Ok(Next::End)
+}
+
+/// As many descriptors as this process may have: two of each client that takes no replies, one of each other.
+fn allow_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        warn!("the limit of open files cannot be raised: {error}");
+    }
 }
 
 /// `up` without a client.

@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use qrbd_process_tests::load;
 use qrbd_process_tests::pair::{Pair, PairOptions, SYNC_LIMIT};
 use qrbd_process_tests::programs::{built, run};
@@ -319,4 +320,23 @@ fn a_file_written_for_drbd_is_understood() {
             address.split(':').next().unwrap()
         );
     }
+}
+
+#[test]
+fn a_daemon_may_have_as_many_open_files_as_the_system_allows() {
+    let mut pair = Pair::prepared(&PairOptions::default());
+    let (own, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let few = 512;
+    assert!(few < most);
+    setrlimit(Resource::RLIMIT_NOFILE, few, most).unwrap();
+    pair.alice.start();
+    setrlimit(Resource::RLIMIT_NOFILE, own, most).unwrap();
+    let limits = format!("/proc/{}/limits", pair.alice.daemon().id());
+    let limits = std::fs::read_to_string(limits).unwrap();
+    let files = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .expect("the kernel tells it");
+    let words: Vec<&str> = files.split_whitespace().collect();
+    assert_eq!(words[0], most.to_string());
 }
