@@ -56,6 +56,11 @@ pub const RETURN_PATIENCE_MS: u64 = 10_000;
 pub const VOTE_TIMEOUT_MS: u64 = 5_000;
 /// Largest resync operation.
 pub const RESYNC_REQUEST_BYTES: u64 = 256 << 10;
+/// Bytes of all resyncs of one peer that are read, sent or written at once, whatever the windows: shells refuse to queue more than
+/// twice as many.
+pub const RESYNC_IN_FLIGHT_BYTES: u64 = 128 << 20;
+/// The same in requests; less than [`MAX_BUFFERED_OPERATIONS`].
+pub const RESYNC_IN_FLIGHT_OPERATIONS: usize = 8_192;
 /// Bytes of resync data in flight while clients are busy.
 pub const RESYNC_BUSY_WINDOW_BYTES: u64 = 512 << 10;
 /// Milliseconds that a source waits before it sends again what the target put off, at first; each time twice as long,

@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::*;
+use qrbd_engine::config::PeerConfig;
 use qrbd_engine::limits;
 use qrbd_engine::metadata::image::{self, CreateOptions, MetadataImage};
 use qrbd_engine::metadata::layout::Placement;
@@ -223,7 +224,7 @@ const NEW: Generation = Generation(0x2221);
 
 /// Metadata of a disk of this many bytes: node 0 went on alone from the generation that node 1 still has. Toward the other one every
 /// second of `blocks` blocks from `first` on is marked, which no run-length code makes small.
-fn huge(device_bytes: u64, node: usize, first: u64, blocks: u64) -> Box<MetadataImage> {
+fn huge(device_bytes: u64, node: usize, marked: impl Iterator<Item = u64>) -> Box<MetadataImage> {
     let mut image = image::create(&CreateOptions {
         placement: Placement::Internal,
         device_bytes,
@@ -244,7 +245,7 @@ fn huge(device_bytes: u64, node: usize, first: u64, blocks: u64) -> Box<Metadata
         superblock.history = vec![OLD];
     }
     image.bitmaps[slot].clear_all();
-    for block in (first..first + blocks).step_by(2) {
+    for block in marked {
         image.bitmaps[slot].set(block..block + 1);
     }
     Box::new(image)
@@ -252,11 +253,17 @@ fn huge(device_bytes: u64, node: usize, first: u64, blocks: u64) -> Box<Metadata
 
 /// Two nodes that are about to exchange bitmaps of several parts each.
 fn huge_pair(device_bytes: u64) -> Pair {
-    let mut pair = Pair::new(&plain);
+    huge_pair_with(&plain, device_bytes, 2)
+}
+
+/// The same, with every so many-th block marked in a part of the device.
+fn huge_pair_with(configure: &dyn Fn(&mut PeerConfig), device_bytes: u64, step: usize) -> Pair {
+    let mut pair = Pair::new(configure);
     let blocks = 8 * limits::BITMAP_PART_BYTES as u64 * 8;
     for node in 0..2 {
         pair.nodes[node].empty = true;
-        let image = huge(device_bytes, node, (3 - node as u64) * blocks, blocks);
+        let first = (3 - node as u64) * blocks;
+        let image = huge(device_bytes, node, (first..first + blocks).step_by(step));
         let volume = VOLUME;
         pair.command(node, Command::Attach { volume, image })
             .unwrap();
@@ -431,4 +438,35 @@ fn a_demoted_target_does_not_take_the_end_of_a_stopped_resync_for_that_of_the_ne
         .unwrap();
     assert_eq!(pair.nodes[0].byte(FAR), 2);
     pair.assert_equal_and_in_sync();
+}
+
+/// Requests of a resync with a very large window that are on their way at once, of a device with every so many-th block marked.
+fn resync_in_flight(step: usize) -> usize {
+    let wide = |peer: &mut PeerConfig| peer.resync_window_bytes = 1 << 30;
+    let mut pair = huge_pair_with(&wide, 256 << 30, step);
+    pair.connect(0, false);
+    pair.connect(1, false);
+    assert_eq!(pair.replication(0), ReplicationState::PausedSyncS);
+    pair.hold_back = Some(|message| message.lane() == Lane::Resync);
+    // No client is busy.
+    pair.now = pair.now.after(limits::APPLICATION_BUSY_MS);
+    let (volume, peer) = (VOLUME, NodeId(1));
+    pair.command(0, Command::ResumeSync { volume, peer })
+        .unwrap();
+    pair.held_back.len()
+}
+
+#[test]
+fn a_resync_with_a_large_window_does_not_drown_the_peer() {
+    let requests = resync_in_flight(2);
+    assert!(
+        (1000..=limits::RESYNC_IN_FLIGHT_OPERATIONS + 1).contains(&requests),
+        "{requests}"
+    );
+    assert!(requests < limits::MAX_BUFFERED_OPERATIONS);
+    let bytes = resync_in_flight(1) as u64 * limits::RESYNC_REQUEST_BYTES;
+    assert!(
+        (1 << 20..=limits::RESYNC_IN_FLIGHT_BYTES).contains(&bytes),
+        "{bytes}"
+    );
 }

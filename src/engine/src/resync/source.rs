@@ -9,7 +9,7 @@ use crate::api::{Effect, IoError, Payload, SessionId};
 use crate::engine::{Engine, IoOwner};
 use crate::interval::IntervalKind;
 use crate::limits;
-use crate::peer::{Progress, ResyncSource, SourceOperation};
+use crate::peer::{PeerDevice, Progress, ResyncSource, SourceOperation};
 use crate::state::{DiskState, ReplicationState};
 use crate::units::{BLOCK_BYTES, ByteRange, VolumeNumber};
 use crate::volume::Owner;
@@ -98,19 +98,25 @@ impl<P: Payload> Engine<P> {
     /// Keeps the pipe of every resync from this node full. True if something started.
     pub(crate) fn pump_resync(&mut self, p: usize) -> bool {
         let mut progress = self.try_send_hello(p) | self.take_postponed(p);
+        let is_source = |device: &PeerDevice| device.replication == ReplicationState::SyncSource;
+        let sources = (self.peers[p].devices.iter()).filter(|device| is_source(device));
+        let sources = sources.count();
         for v in 0..self.volumes.len() {
-            if self.peers[p].devices[v].replication == ReplicationState::SyncSource {
-                progress |= self.pump_source(p, v);
+            if is_source(&self.peers[p].devices[v]) {
+                progress |= self.pump_source(p, v, sources);
             }
         }
         progress
     }
 
-    fn pump_source(&mut self, p: usize, v: usize) -> bool {
+    /// Fills the pipe of one of `sources` resyncs from this node to the peer.
+    fn pump_source(&mut self, p: usize, v: usize, sources: usize) -> bool {
         let node = self.peers[p].config.node_id;
         let now = self.now;
         let busy = now.since(self.last_application_io) < limits::APPLICATION_BUSY_MS;
-        let full = self.peers[p].config.resync_window_bytes;
+        let share = limits::RESYNC_IN_FLIGHT_BYTES / sources as u64;
+        let full = self.peers[p].config.resync_window_bytes.min(share);
+        let most_operations = limits::RESYNC_IN_FLIGHT_OPERATIONS / sources;
         let window = if busy {
             limits::RESYNC_BUSY_WINDOW_BYTES.min(full)
         } else {
@@ -136,7 +142,7 @@ impl<P: Payload> Engine<P> {
                 progress = true;
                 continue;
             }
-            if source.in_flight_bytes >= window {
+            if source.in_flight_bytes >= window || source.operations.len() > most_operations {
                 return progress;
             }
             let most = limits::RESYNC_REQUEST_BYTES / BLOCK_BYTES;
