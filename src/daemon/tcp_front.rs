@@ -23,7 +23,7 @@ const BACKLOG: u32 = 128;
 struct Listener {
     volumes: Volumes,
     /// Closes the listener when it is dropped.
-    open: oneshot::Sender<()>,
+    _open: oneshot::Sender<()>,
     /// Ends when every client is gone.
     served: JoinHandle<()>,
 }
@@ -74,7 +74,7 @@ impl TcpFronts {
             address,
             Listener {
                 volumes,
-                open,
+                _open: open,
                 served,
             },
         );
@@ -84,11 +84,10 @@ impl TcpFronts {
     /// Closes every listener. Returns when the clients have the answers to what they asked and are gone.
     pub(crate) async fn end(&self) {
         let listeners = std::mem::take(&mut *self.listeners.borrow_mut());
-        let mut clients = Vec::new();
-        for Listener { open, served, .. } in listeners.into_values() {
-            drop(open);
-            clients.push(served);
-        }
+        // All are closed before any is waited for.
+        let clients: Vec<_> = (listeners.into_values())
+            .map(|listener| listener.served)
+            .collect();
         for served in clients {
             let _ = served.await;
         }

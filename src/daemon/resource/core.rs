@@ -535,13 +535,13 @@ impl Core {
         }
     }
 
-    /// The owner ends: gives back what is open, answers what waits.
     /// Ends the sessions; the engine hears of no peer any more.
     pub(super) fn leave(&mut self) {
         self.leaves = true;
         self.network.leave();
     }
 
+    /// The owner ends: gives back what is open, answers what waits.
     pub(super) fn end(&mut self) -> Vec<ResourceEndpoint> {
         let left = self.clients.len();
         if left > 0 {

@@ -327,7 +327,7 @@ impl Shared {
     }
 
     /// Ends the owner: disks are closed, sessions ended, requests and commands answered with an error. Returns when the addresses
-    /// are free again. Meant for a resource that was demoted, disconnected and detached before.
+    /// are free again. A resource is demoted, disconnected and detached before; where that was refused, it ends as by a crash.
     pub(crate) async fn stop(&self) {
         // What was said to a peer last is given its time to arrive.
         self.core.borrow_mut().leave();

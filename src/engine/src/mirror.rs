@@ -53,6 +53,7 @@ impl<P: Payload> Engine<P> {
         }
         self.last_application_io = self.now;
         let device = &self.peers[p].devices[v];
+        // Who has no disk misses it, also where the word of its promotion, on another lane, is late.
         let missed = device.tracks_misses || !device.disk.has_data();
         let awaited = !self.may_gather(p);
         self.peers[p].receiver.awaited = awaited;

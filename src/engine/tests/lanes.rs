@@ -222,8 +222,8 @@ fn a_demotion_vouches_for_writes_that_the_peer_may_have_lost() {
 const OLD: Generation = Generation(0x1110);
 const NEW: Generation = Generation(0x2221);
 
-/// Metadata of a disk of this many bytes: node 0 went on alone from the generation that node 1 still has. Toward the other one every
-/// second of `blocks` blocks from `first` on is marked, which no run-length code makes small.
+/// Metadata of a disk of this many bytes: node 0 went on alone from the generation that node 1 still has. Toward the other one
+/// the blocks `marked` are.
 fn huge(device_bytes: u64, node: usize, marked: impl Iterator<Item = u64>) -> Box<MetadataImage> {
     let mut image = image::create(&CreateOptions {
         placement: Placement::Internal,
@@ -256,7 +256,7 @@ fn huge_pair(device_bytes: u64) -> Pair {
     huge_pair_with(&plain, device_bytes, 2)
 }
 
-/// The same, with every so many-th block marked in a part of the device.
+/// The same, with every so many-th block marked in a part of the device. Every second: no run-length code makes that small.
 fn huge_pair_with(configure: &dyn Fn(&mut PeerConfig), device_bytes: u64, step: usize) -> Pair {
     let mut pair = Pair::new(configure);
     let blocks = 8 * limits::BITMAP_PART_BYTES as u64 * 8;
@@ -319,15 +319,8 @@ fn a_peer_that_takes_up_no_bitmap_is_sent_no_more_and_given_up() {
 
 #[test]
 fn a_resync_yields_to_a_write_of_the_target_that_is_stuck() {
-    let mut pair = Pair::synced(&plain);
+    let mut pair = Pair::paused_target(FAR);
     let (volume, peer) = (VOLUME, NodeId(1));
-    pair.write(0, FAR, 1);
-    pair.detach(0).unwrap();
-    pair.write(0, FAR, 2);
-    pair.command(0, Command::PauseSync { volume, peer })
-        .unwrap();
-    pair.attach(0).unwrap();
-    assert_eq!(pair.replication(0), ReplicationState::PausedSyncT);
     // A write of the target's own client where the resync wants to write, and a data lane on which it does not get through.
     pair.hold_back = Some(|message| message.lane() == Lane::Data);
     let write = pair.start_write(0, FAR, 3);
@@ -415,15 +408,8 @@ fn a_node_that_was_demoted_without_its_disk_waits_until_the_peer_knows_of_the_lo
 
 #[test]
 fn a_demoted_target_does_not_take_the_end_of_a_stopped_resync_for_that_of_the_next() {
-    let mut pair = Pair::synced(&plain);
+    let mut pair = Pair::paused_target(FAR);
     let (volume, peer) = (VOLUME, NodeId(1));
-    pair.write(0, FAR, 1);
-    pair.detach(0).unwrap();
-    pair.write(0, FAR, 2);
-    pair.command(0, Command::PauseSync { volume, peer })
-        .unwrap();
-    pair.attach(0).unwrap();
-    assert_eq!(pair.replication(0), ReplicationState::PausedSyncT);
     pair.hold_back = Some(|message| message.lane() == Lane::Resync);
     pair.detach(0).unwrap();
     assert_eq!(pair.held_back.len(), 1, "the end of the stopped resync");

@@ -1,4 +1,5 @@
-//! A disk that is lost, and taken back: who is ahead when the two meet, and who is fenced.
+//! A disk that is lost, and taken back: who is ahead when the two meet, who is fenced, what is noted of what it misses, and what a Primary
+//! without it asks of its peer.
 
 mod harness;
 
@@ -298,15 +299,15 @@ fn what_the_administrator_had_go_on_is_not_frozen_again() {
     pair.write(0, 4096, 2);
 }
 
-#[test]
-fn a_write_carried_out_while_its_disk_is_detached_by_force_is_noted() {
+/// Node 1, which has the only good disk, is told to detach it by force. A received write waits for the flush of the epoch before it; that
+/// flush and the one for the detaching are under way, in this order.
+fn detaching_by_force_with_a_write_that_waits() -> Pair {
     let mut pair = Pair::synced(&plain);
     pair.detach(0).unwrap();
     pair.write(0, FAR, 5);
     for _ in 0..3 {
         pair.pass_time();
     }
-    // A write of the next epoch waits for the flush of this one.
     pair.nodes[1].freeze = vec![Io::Flush];
     pair.write(0, FAR, 6);
     pair.start_write(0, FAR + 4096, 9);
@@ -315,20 +316,12 @@ fn a_write_carried_out_while_its_disk_is_detached_by_force_is_noted() {
         force: true,
     };
     pair.give(1, detach);
-    // The bitmap is on its way to the disk when the epoch is flushed.
-    pair.nodes[1].freeze = vec![Io::Flush, Io::Metadata];
-    let for_the_bitmap = pair.nodes[1]
-        .frozen
-        .pop_back()
-        .expect("the data are flushed");
-    pair.event(1, for_the_bitmap);
-    let of_the_epoch = pair.nodes[1]
-        .frozen
-        .pop_front()
-        .expect("the epoch is flushed");
-    pair.event(1, of_the_epoch);
-    assert_eq!(pair.nodes[1].byte(FAR + 4096), 9, "it was carried out");
-    pair.thaw(1);
+    assert_eq!(pair.nodes[1].frozen.len(), 2);
+    pair
+}
+
+/// Both attach again, and what was carried out meanwhile is copied.
+fn attach_both(pair: &mut Pair) {
     assert_eq!(pair.disk(1), DiskState::Diskless);
     pair.attach(1).unwrap();
     pair.attach(0).unwrap();
@@ -336,14 +329,48 @@ fn a_write_carried_out_while_its_disk_is_detached_by_force_is_noted() {
 }
 
 #[test]
-fn a_disk_that_fails_while_the_end_of_its_resync_is_written_down_is_taken_back_at_once() {
+fn a_write_carried_out_while_its_disk_is_detached_by_force_is_noted() {
+    let mut pair = detaching_by_force_with_a_write_that_waits();
+    // The bitmap is on its way to the disk when the epoch is flushed.
+    pair.nodes[1].freeze = vec![Io::Flush, Io::Metadata];
+    let for_the_bitmap = (pair.nodes[1].frozen.pop_back()).expect("the data are flushed");
+    pair.event(1, for_the_bitmap);
+    let of_the_epoch = (pair.nodes[1].frozen.pop_front()).expect("the epoch is flushed");
+    pair.event(1, of_the_epoch);
+    assert_eq!(pair.nodes[1].byte(FAR + 4096), 9, "it was carried out");
+    pair.thaw(1);
+    attach_both(&mut pair);
+}
+
+#[test]
+fn a_disk_is_not_detached_by_force_before_what_was_received_is_carried_out() {
+    let mut pair = detaching_by_force_with_a_write_that_waits();
+    let for_the_bitmap = (pair.nodes[1].frozen.pop_back()).expect("the data are flushed");
+    pair.event(1, for_the_bitmap);
+    assert_eq!(pair.disk(1), DiskState::UpToDate, "the epoch's flush hangs");
+    pair.thaw(1);
+    assert_eq!(pair.nodes[1].byte(FAR + 4096), 9, "it was carried out");
+    attach_both(&mut pair);
+}
+
+#[test]
+fn a_loss_that_nobody_heard_of_is_forgotten_with_the_connection() {
     let mut pair = Pair::synced(&plain);
-    let (volume, peer) = (VOLUME, NodeId(1));
+    pair.hold_back = Some(|message| matches!(message, Message::DiskLost { .. }));
     pair.detach(0).unwrap();
-    pair.write(0, FAR, 2);
-    pair.command(0, Command::PauseSync { volume, peer })
-        .unwrap();
+    pair.command(0, Command::Demote { force: false }).unwrap();
+    cut_without_it(&mut pair);
+    pair.heal();
+    assert_eq!(pair.connection(0), ConnectionState::Connected);
     pair.attach(0).unwrap();
+    assert_eq!(pair.disk(0), DiskState::UpToDate);
+    pair.assert_equal_and_in_sync();
+}
+
+#[test]
+fn a_disk_that_fails_while_the_end_of_its_resync_is_written_down_is_taken_back_at_once() {
+    let mut pair = Pair::paused_target(FAR);
+    let (volume, peer) = (VOLUME, NodeId(1));
     pair.write(0, 0, 4);
     pair.hold_back = Some(|message| matches!(message, Message::ResyncFinish { .. }));
     pair.command(0, Command::ResumeSync { volume, peer })

@@ -11,6 +11,7 @@ use crate::handshake::set_disk_flags;
 use crate::metadata::image::MetadataImage;
 use crate::metadata::ring::RingWriter;
 use crate::metadata_writer::MetadataWriter;
+use crate::peer::Peer;
 use crate::state::{ConnectionState, DiskState, Refusal, Role};
 use crate::units::VolumeNumber;
 use crate::volume::{After, Backing};
@@ -179,29 +180,31 @@ impl<P: Payload> Engine<P> {
             // What the Primary sent and this disk did not make durable is marked there.
             self.renegotiate(p, "detach");
         }
+        self.write_down_before_detach(v);
+        Ok(false)
+    }
+
+    /// Has the data flushed and the bits written before the disk is let go.
+    fn write_down_before_detach(&mut self, v: usize) {
         let volume = &mut self.volumes[v];
         let bitmap = volume.backing.as_mut().map_or(0, |backing| {
             backing.writer.data_flush = true;
             backing.writer.want_bitmap()
         });
         volume.after(0, bitmap, None, After::Detach);
-        Ok(false)
     }
 
     pub(crate) fn detach_durable(&mut self, v: usize) {
         // The log may be called clean only when the bits are on disk, and contact be claimed when the data are.
         // What was received is carried out even now, and may mark blocks: again, until nothing is left.
-        let drained = self.peers.iter().all(crate::peer::Peer::drained);
-        let volume = &mut self.volumes[v];
+        let volume = &self.volumes[v];
         let dirty = (volume.backing.iter().flat_map(|backing| &backing.bitmaps))
             .any(|bitmap| bitmap.dirty_count() > 0);
-        if (!drained || dirty) && volume.disk.has_data() {
-            let bitmap = volume.backing.as_mut().map_or(0, |backing| {
-                backing.writer.data_flush = true;
-                backing.writer.want_bitmap()
-            });
-            return volume.after(0, bitmap, None, After::Detach);
+        let unfinished = dirty || !self.peers.iter().all(Peer::drained);
+        if unfinished && volume.disk.has_data() {
+            return self.write_down_before_detach(v);
         }
+        let volume = &mut self.volumes[v];
         let mut news = false;
         if let Some(backing) = volume.backing.as_mut() {
             news |= !core::mem::replace(&mut backing.superblock.flags.al_clean, true);

@@ -96,7 +96,7 @@ impl<P: Payload> Engine<P> {
             backing.writer.superblock.wanted == backing.writer.superblock.durable
         });
         // What a Primary without a disk sent must be written and noted at the peer before the two compare, or the comparison would
-        // overtake it (lanes are not ordered with each other).
+        // overtake it (lanes are not ordered with each other). One that was demoted since waits for the answer, if it told of the loss.
         let device = &self.peers[p].devices[v];
         let noted = device.misses_tracked
             || device.disk != DiskState::UpToDate

@@ -9,7 +9,7 @@ use crate::api::{Effect, IoError, Payload, SessionId};
 use crate::engine::{Engine, IoOwner};
 use crate::interval::IntervalKind;
 use crate::limits;
-use crate::peer::{PeerDevice, Progress, ResyncSource, SourceOperation};
+use crate::peer::{Progress, ResyncSource, SourceOperation};
 use crate::state::{DiskState, ReplicationState};
 use crate::units::{BLOCK_BYTES, ByteRange, VolumeNumber};
 use crate::volume::Owner;
@@ -98,22 +98,22 @@ impl<P: Payload> Engine<P> {
     /// Keeps the pipe of every resync from this node full. True if something started.
     pub(crate) fn pump_resync(&mut self, p: usize) -> bool {
         let mut progress = self.try_send_hello(p) | self.take_postponed(p);
-        let is_source = |device: &PeerDevice| device.replication == ReplicationState::SyncSource;
-        let sources = (self.peers[p].devices.iter()).filter(|device| is_source(device));
-        let sources = sources.count();
         for v in 0..self.volumes.len() {
-            if is_source(&self.peers[p].devices[v]) {
-                progress |= self.pump_source(p, v, sources);
+            if self.peers[p].devices[v].replication == ReplicationState::SyncSource {
+                progress |= self.pump_source(p, v);
             }
         }
         progress
     }
 
-    /// Fills the pipe of one of `sources` resyncs from this node to the peer.
-    fn pump_source(&mut self, p: usize, v: usize, sources: usize) -> bool {
+    fn pump_source(&mut self, p: usize, v: usize) -> bool {
         let node = self.peers[p].config.node_id;
         let now = self.now;
         let busy = now.since(self.last_application_io) < limits::APPLICATION_BUSY_MS;
+        // The peer's bounds are shared by all resyncs with it.
+        let sources = (self.peers[p].devices.iter())
+            .filter(|device| device.replication == ReplicationState::SyncSource)
+            .count();
         let share = limits::RESYNC_IN_FLIGHT_BYTES / sources as u64;
         let full = self.peers[p].config.resync_window_bytes.min(share);
         let most_operations = limits::RESYNC_IN_FLIGHT_OPERATIONS / sources;

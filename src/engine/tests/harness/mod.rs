@@ -609,6 +609,20 @@ impl Pair {
         )
     }
 
+    /// A synced pair whose Primary, node 0, has its old disk again: 1 there in the block at `offset`, 2 at node 1, and the resync paused.
+    pub fn paused_target(offset: u64) -> Pair {
+        let mut pair = Pair::synced(&plain);
+        let (volume, peer) = (VOLUME, NodeId(1));
+        pair.write(0, offset, 1);
+        pair.detach(0).unwrap();
+        pair.write(0, offset, 2);
+        pair.command(0, Command::PauseSync { volume, peer })
+            .unwrap();
+        pair.attach(0).unwrap();
+        assert_eq!(pair.replication(0), ReplicationState::PausedSyncT);
+        pair
+    }
+
     pub fn detach_by_force(&mut self, node: usize) -> Result<(), Refusal> {
         self.command(
             node,
